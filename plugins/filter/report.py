@@ -19,13 +19,14 @@ from ansible_collections.remotefs.storage.plugins.filter.chain_picture import hu
 
 _DURATION = re.compile(r"([0-9]+)([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_POLICY = {"percent_free": 10, "over_subscription": 10, "chain": 32, "snapshot_age": "2d", "replica_lag": "2d", "leftovers": 1 << 30}
+_POLICY = {"percent_free": 10, "over_subscription": 10, "chain": 32, "snapshot_age": "2d", "replica_lag": "2d", "leftovers": 1 << 30, "lock_age": "1d"}
 _SHARE = ("src", "path", "fstype", "mounted", "total", "free", "virtual", "allocated", "held_by_snapshots", "over_subscription")
-_SHARE += ("maintenance", "leftovers", "leftovers_allocated", "unknown", "unknown_allocated", "abilities", "error_code", "msg", "contents_error")
+_SHARE += ("maintenance", "leftovers", "leftovers_allocated", "unknown", "unknown_allocated", "locks", "abilities", "error_code", "msg", "contents_error")
 _VOLUME = ("name", "share", "size", "allocated", "format", "chain", "parent", "created", "description", "labels", "pending", "in_use")
 _VOLUME += ("lease", "replica", "error_code", "msg", "dependents")
 _SNAPSHOT = ("name", "file", "created", "expires", "protected", "description")
-_LEASE = ("name", "share", "owner", "expires", "expired", "volumes", "error_code", "msg")
+_LEASE = ("name", "share", "id", "owner", "acquired", "expires", "expired", "volumes", "uses", "collector", "error_code", "msg")
+_WORKER = "remotefs_worker"  # the label of the first disk of a worker. A lease under which there are some is an environment
 BAD = "bad"
 WARN = "warn"
 
@@ -46,13 +47,14 @@ def report_data(shares: object, volumes: object = (), leases: object = (), polic
     found_leases, failed_too = _opened(_list(leases, "leases"), "leases")
     shown_volumes = [_volume(one) for one in found_volumes]
     shown_leases = [_part(one, _LEASE, "leases") for one in found_leases]
+    _tell_environments(shown_leases, shown_volumes)
     lags = _lags(shown_volumes)
     for one in shown_volumes:
         one["lag"] = lags.get((one["share"], one["name"]))
     warnings = [
         *failed,
         *failed_too,
-        *(found for one in shown_shares for found in _of_share(one, limits)),
+        *(found for one in shown_shares for found in _of_share(one, limits, time)),
         *(found for one in shown_volumes for found in _of_volume(one, limits, time)),
         *_of_leases(shown_leases, shown_volumes, time),
     ]
@@ -103,7 +105,7 @@ def _limits(policy: object) -> dict:
     if policy is not None and (not isinstance(policy, Mapping) or set(policy) - set(_POLICY)):
         raise AnsibleFilterError(f"remotefs.storage.report_data: policy must be a dictionary with some of {', '.join(_POLICY)}.")
     limits = {**_POLICY, **(policy or {})}
-    for name in ("snapshot_age", "replica_lag"):
+    for name in ("snapshot_age", "replica_lag", "lock_age"):
         match = _DURATION.fullmatch(str(limits[name]))
         if not match:
             raise AnsibleFilterError(f"remotefs.storage.report_data: {name} of policy is no duration: {limits[name]!r}. Give one such as 2d.")
@@ -129,7 +131,7 @@ def _warning(level: str, share: object, volume: object, text: str) -> dict:
     return {"level": level, "share": share, "volume": volume, "text": text}
 
 
-def _of_share(one: dict, limits: dict) -> list[dict]:
+def _of_share(one: dict, limits: dict, now: datetime) -> list[dict]:
     name, found = one["src"], []
     if "error_code" in one:
         return [_warning(BAD, name, None, f"The share cannot be read: {one.get('msg') or one['error_code']}")]
@@ -142,9 +144,22 @@ def _of_share(one: dict, limits: dict) -> list[dict]:
         found.append(_warning(WARN, name, None, f"Its volumes have {one['over_subscription']:g} times its size together"))
     if (one.get("leftovers_allocated") or 0) > limits["leftovers"]:
         found.append(_warning(WARN, name, None, f"Killed tasks left {human_size(one['leftovers_allocated'])} in {len(one['leftovers'])} files"))
+    found += [_warning(WARN, name, lock["name"], text) for lock in one.get("locks") or () for text in _of_lock(lock, limits["lock_age"], now)]
     if one.get("maintenance"):
         found.append(_warning(WARN, name, None, "It is in maintenance: no new volumes are placed there"))
     return found
+
+
+def _of_lock(lock: Mapping, longest: float, now: datetime) -> list[str]:
+    """What deserves a look of a lock that is a file. A task that only works for long has such a file, too."""
+    since = _time(lock.get("since"))
+    age = (now - since).total_seconds() if since is not None else None
+    holder = f"{lock.get('task') or 'a task'} on {lock['host']}" if lock.get("host") else "somebody whom the file does not name"
+    if lock.get("dead"):
+        return [f"A lock of {holder} is left, which is gone. The next task there that needs the lock removes it"]
+    if age is not None and age <= longest:
+        return []
+    return [f"A lock is held by {holder} since {_age(age) if age is not None else 'nobody knows when'}. If that host is dead, use break_lock"]
 
 
 def _of_volume(one: dict, limits: dict, now: datetime) -> list[dict]:
@@ -164,6 +179,27 @@ def _of_volume(one: dict, limits: dict, now: datetime) -> list[dict]:
     if over:
         found.append(_warning(WARN, *where, f"Snapshots that have expired are still there: {len(over)}, such as {over[0]}"))
     return found
+
+
+def _tell_environments(leases: Sequence[dict], volumes: Sequence[dict]) -> None:
+    """Adds to each lease what was made under it: ``made`` (names), ``workers`` (how many of these are first disks of machines) and ``golden`` (what
+    the workers were made from, each once). A volume counts if the lease lists it and it was made under just this lease."""
+    under: dict = {}
+    for one in volumes:
+        if one.get("lease"):
+            under.setdefault((one["share"], one["lease"]), []).append(one)
+    for lease in leases:
+        listed = set(lease.get("volumes") or ())
+        made = [one for one in under.get((lease.get("share"), lease.get("id")), ()) if one["name"] in listed]
+        workers = [one for one in made if _WORKER in (one.get("labels") or {})]
+        uses = lease.get("uses") or ()
+        own = {"volume": uses[0], "snapshot": None} if len(uses) == 1 else None  # a full copy does not show what it was made from
+        golden: list = []
+        for one in workers:
+            source = {key: one["parent"].get(key) for key in ("volume", "snapshot")} if one.get("parent") else own
+            if source and source not in golden:
+                golden.append(source)
+        lease.update(made=[one["name"] for one in made], workers=len(workers), golden=golden)
 
 
 def _taken(one: dict) -> list[datetime]:
@@ -199,7 +235,8 @@ def _of_leases(leases: Sequence[dict], volumes: Sequence[dict], now: datetime) -
             found.append(_warning(BAD, one.get("share"), None, f"Lease {one['name']} cannot be read: {one.get('msg') or one['error_code']}"))
         elif ends is not None and ends < now:
             ago = _age((now - ends).total_seconds())
-            found.append(_warning(WARN, one.get("share"), None, f"Lease {one['name']} of {one.get('owner')} ended {ago} ago, and nobody has collected it"))
+            collected = f"{one['collector']} has not finished collecting it" if one.get("collector") else "nobody has collected it"
+            found.append(_warning(WARN, one.get("share"), None, f"Lease {one['name']} of {one.get('owner')} ended {ago} ago, and {collected}"))
     for one in volumes:
         if one.get("lease") and (one["share"], one["name"]) not in listed:
             found.append(_warning(WARN, one["share"], one["name"], "It was made under a lease that is gone, or that lists it no more"))
@@ -232,8 +269,12 @@ def report_markdown(data: object) -> str:
     tree = _mermaid(data["volumes"])
     if tree:
         lines += ["", "## Linked clones", "", "```mermaid", *tree, "```"]
+    replicas = [one for one in data["volumes"] if one.get("replica")]
+    if replicas:
+        lines += ["", "## Replicas", "", *_heading("volume", "share", "behind its source")]
+        lines += [_row(one["name"], one["share"], "not known" if one["lag"] is None else _age(one["lag"])) for one in replicas]
     if data["leases"]:
-        lines += ["", "## Leases", "", *_heading("lease", "share", "owner", "ends", "volumes")]
+        lines += ["", "## Leases and environments", "", *_heading("lease", "share", "owner", "ends", "volumes", "workers", "golden")]
         lines += [_lease_line(one) for one in data["leases"]]
     return "\n".join(lines) + "\n"
 
@@ -252,7 +293,11 @@ def _heading(*words: str) -> list[str]:
 
 
 def _lease_line(one: Mapping) -> str:
-    return _row(one["name"], one.get("share"), one.get("owner"), one.get("expires") or "never", len(one.get("volumes") or ()))
+    if "error_code" in one:
+        return _row(one["name"], one.get("share"), one["error_code"], "", "", "", "")
+    ends = one.get("expires") or "never"
+    golden = ", ".join(f"{source['volume']}, {source['snapshot']}" if source["snapshot"] else str(source["volume"]) for source in one["golden"])
+    return _row(one["name"], one.get("share"), one.get("owner"), ends, len(one["made"]), one["workers"] or "", golden)
 
 
 def _warning_line(one: Mapping) -> str:

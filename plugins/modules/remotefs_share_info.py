@@ -155,6 +155,22 @@ shares:
       description: Bytes on the disk of RV(shares[].unknown). What folders contain does not count.
       type: int
       returned: with O(contents)
+    locks:
+      description:
+        - Locks of tasks that are files on the share. Where the hosts do not see each other's kernel locks, as on SMB with C(nobrl), a task makes one for
+          each volume that it changes. It stays if the host of the task dies.
+        - A task that runs now has such files too. Null if the folder of the locks cannot be read.
+      type: list
+      elements: dict
+      returned: with O(contents)
+      contains:
+        name: {description: 'The volume that is locked. What begins with C(@) is a lease or another part of the share.', type: str}
+        host: {description: The host whose task holds it; null where the file names nobody., type: str}
+        task: {description: The module that holds it; null where the file names nobody., type: str}
+        since: {description: 'When it was taken, by the clock of that host (UTC); null where that cannot be read.', type: str}
+        dead:
+          description: Whether this host can prove that the task is gone. The next task on this host that needs the lock then removes it.
+          type: bool
     abilities:
       description:
         - What the file system can do. Each is V(true), V(false), or null where nobody knows.

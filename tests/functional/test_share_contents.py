@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Callable, Iterator
@@ -19,6 +20,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline imp
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import share_contents, shares
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Capacity
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import Directory, ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import share_abilities
 
 from .conftest import with_two_snapshots
@@ -158,6 +160,53 @@ def test_what_a_killed_task_left_is_never_somebody_elses(tmp_path: Path, change:
         assert (told(store)["leftovers"], told(store)["unknown"]) == ([], []), number
         number += 1
     assert number > 3 and left > 0
+
+
+# -- locks that are files ---------------------------------------------------------------------------------------------
+
+
+def test_locks_of_dead_and_of_unknown_tasks_are_told(tmp_path: Path) -> None:
+    """On SMB a lock is a file, which the death of its task does not remove. Nothing here takes one or removes one."""
+    smb = Store(tmp_path, locks_visible=False)
+    smb.present(size=MIB)
+    assert told(smb)["locks"] == []
+    child = os.fork()
+    if child == 0:
+        VolumeLock(ShareDirectory(smb.share), "vol").__enter__()
+        os._exit(0)
+    os.waitpid(child, 0)
+    locks = smb.path / ".remotefs" / "locks"
+    owner = {"host": "host2", "machine": "m", "boot": "b", "pid_namespace": "p", "pid": 1, "started": "1", "since": "2026-01-31T12:00:00Z", "task": "x"}
+    (locks / "far.lease").write_text(json.dumps(owner))
+    (locks / "torn.lease").write_text("{")
+    os.utime(locks / "torn.lease", (0, 0))
+    os.mkfifo(locks / "pipe.lease")
+    (locks / "vol2.lock").touch()
+    before = smb.state()
+    with VolumeLock(ShareDirectory(smb.share), "here"):
+        far, here, pipe, torn, vol = told(smb)["locks"]
+    assert far == {"name": "far", "host": "host2", "task": "x", "since": "2026-01-31T12:00:00Z", "dead": False}
+    assert (here["name"], here["dead"], here["host"]) == ("here", False, socket.gethostname())
+    assert pipe == {"name": "pipe", "host": None, "task": None, "since": None, "dead": False}
+    assert torn == {"name": "torn", "host": None, "task": None, "since": "1970-01-01T00:00:00Z", "dead": False}
+    assert (vol["name"], vol["dead"]) == ("vol", True)
+    assert smb.state() == before
+    with VolumeLock(ShareDirectory(smb.share), "vol", timeout=0):
+        assert [one["dead"] for one in told(smb)["locks"] if one["name"] == "vol"] == [False], "the next task took it away from the dead one"
+    assert "vol" not in {one["name"] for one in told(smb)["locks"]}
+
+
+def test_where_the_kernel_keeps_locks_there_are_none(layered: Store) -> None:
+    with VolumeLock(ShareDirectory(layered.share), "vol"):
+        assert told(layered)["locks"] == []
+
+
+def test_a_folder_of_locks_that_is_something_else(layered: Store) -> None:
+    """Tasks that need a lock refuse it. What the share holds is told nevertheless."""
+    locks = layered.path / ".remotefs" / "locks"
+    locks.rename(layered.path / "elsewhere")
+    locks.symlink_to(layered.path / "elsewhere")
+    assert told(layered)["locks"] is None and told(layered)["volumes"] == 1
 
 
 # -- what the file system can do -------------------------------------------------------------------------------------

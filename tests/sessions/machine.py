@@ -35,6 +35,8 @@ LIBVIRT = ("libvirt-daemon=libvirtd", "libvirt-clients=virsh", "libvirt-daemon-d
            "python3-libvirt=/usr/share/doc/python3-libvirt")
 CINDER_PACKAGES = ("cinder~=29.0.0", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 
+AXE_PACKAGES = ("pytest-playwright-axe~=4.14.0",)  # whose version is that of the axe-core in it
+
 GLANCE_PACKAGES = ("glance==33.0.0", "gunicorn==27.0.1")
 GLANCE_PYTHONS = ("3.11", "3.12", "3.13")
 
@@ -115,6 +117,12 @@ def sanity_venv(core: str) -> Path:
 def cinder_venv() -> Path:
     """That of an environment with OpenStack Cinder's drivers and os-brick. :raises NotPossible:"""
     return venv("cinder", python_for_core(best_core()), *CINDER_PACKAGES)
+
+
+def axe() -> Path:
+    """The directory of an environment that has axe-core, a script that a browser runs. Nothing of Python is run, so its package needs no other one, and
+    any Python will do. :raises NotPossible:"""
+    return venv("axe", python_for_core(best_core()), "--no-deps", "--ignore-requires-python", *AXE_PACKAGES, compiled=False).parent
 
 
 def nox_venv() -> Path:

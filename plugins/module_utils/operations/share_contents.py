@@ -20,7 +20,7 @@ from . import capacity, leftovers
 from .leftovers import Leftover
 
 KEYS: tuple[str, ...] = ("volumes", "virtual", "allocated", "held_by_snapshots", "over_subscription", "leftovers", "leftovers_allocated")
-KEYS += ("unknown", "unknown_allocated", "abilities", "pool")
+KEYS += ("unknown", "unknown_allocated", "locks", "abilities", "pool")
 _GIB = 1 << 30
 _NOT_TOLD = folders.SNAPSHOT_FOLDERS | {PRIVATE, "lost+found"}  # a file system makes the last one
 
@@ -72,6 +72,7 @@ def read(share: model.Share, total: int, free: int) -> tuple[dict, dict[str, Vol
         left = leftovers.find(directory, _garbage(volumes))
         unknown = _unknown(directory, found, volumes, ours)
         able = _abilities(directory)
+        locks = _locks(directory)
     virtual = sum(one.size for one in volumes.values())
     told = {
         "volumes": len(ours),
@@ -83,6 +84,7 @@ def read(share: model.Share, total: int, free: int) -> tuple[dict, dict[str, Vol
         "leftovers_allocated": sum(one.allocated for one in left),
         "unknown": unknown.names,
         "unknown_allocated": unknown.allocated,
+        "locks": locks,
         "abilities": able,
         "pool": _pool(sum(one.size > 0 for one in volumes.values()), virtual, total, free),
     }
@@ -154,6 +156,19 @@ def _abilities(directory: ShareDirectory) -> dict[str, bool | None]:
         share_abilities.MODES: share.keeps_modes if seen is not None else None,
     }
     return {name: assumed.get(name) if tried.get(name) is None else tried[name] for name in share_abilities.ALL}
+
+
+def _locks(directory: ShareDirectory) -> list[dict] | None:
+    """Locks that are files, as plain values. There are some only where the kernel's locks are not seen between hosts. None if it cannot be told."""
+    try:
+        folder = directory.private("locks")
+        if folder is None or not any(name.endswith(".lease") for name in folder.names()):
+            return []
+        from ..store.locks import lock_files  # late: few shares have any
+
+        return [{**one._asdict(), "name": shown(one.name)} for one in lock_files.find(directory)]
+    except errors.StorageError:
+        return None  # somebody has put something else there; tasks that need a lock say so
 
 
 def _pool(volumes: int, virtual: int, total: int, free: int) -> dict:

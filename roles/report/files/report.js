@@ -26,14 +26,20 @@
 
   function count(number, one, many) { return `${number} ${number === 1 ? one : many}`; }
 
-  function age(told) {
-    const seconds = (written - Date.parse(told)) / 1000;
-    if (!(seconds >= 0)) return told || "";
+  // A length of time in seconds, in the largest unit of which there is one.
+  function span(seconds) {
     for (const [length, one, many] of [[86400, "day", "days"], [3600, "hour", "hours"], [60, "minute", "minutes"]]) {
-      if (seconds >= length) return `${count(Math.floor(seconds / length), one, many)} old`;
+      if (seconds >= length) return count(Math.floor(seconds / length), one, many);
     }
-    return "just taken";
+    return count(Math.floor(seconds), "second", "seconds");
   }
+
+  function age(taken) {
+    const seconds = (written - Date.parse(taken)) / 1000;
+    return seconds >= 0 ? `${span(seconds)} old` : taken || "";
+  }
+
+  function told(time) { return time.replace("T", " ").replace("Z", " UTC"); }
 
   function bar(part, whole, label, full) {
     const made = make("div", undefined, full ? "bar full" : "bar");
@@ -111,13 +117,13 @@
     name.scope = "row";
     const open = make("button", one.name);
     open.type = "button";
-    open.onclick = () => detail(one);
+    open.onclick = () => detail(one, open);
     name.append(open);
     row.append(name, make("td", one.share));
     if (one.error_code) {
-      const told = make("td", one.msg || one.error_code);
-      told.colSpan = 5;
-      row.append(told);
+      const problem = make("td", one.msg || one.error_code);
+      problem.colSpan = 5;
+      row.append(problem);
       return row;
     }
     for (const text of [size(one.size), size(one.allocated), one.files, one.snapshots.length]) row.append(make("td", text, "number"));
@@ -143,14 +149,25 @@
 
   // -- one volume: its chain, the active image on top
 
-  function detail(one) {
+  let opener = null; // the button to which the focus goes back
+
+  function close() {
+    at("detail").hidden = true;
+    (opener && opener.isConnected ? opener : at("filter")).focus();
+  }
+
+  at("close").onclick = close;
+  at("detail").addEventListener("keydown", (event) => { if (event.key === "Escape") close(); });
+
+  function detail(one, button) {
+    opener = button;
     at("volume-heading").textContent = one.name;
     const place = at("chain");
     place.replaceChildren();
     if (one.error_code) place.append(make("p", one.msg || one.error_code));
     else {
-      const told = [one.share, `${size(one.size)}, ${size(one.allocated)} on disk`, one.created ? `made ${one.created}` : "", one.description || ""];
-      place.append(make("p", told.filter(Boolean).join(" · "), "soft"));
+      const parts = [one.share, `${size(one.size)}, ${size(one.allocated)} on disk`, one.created ? `made ${told(one.created)}` : "", one.description || ""];
+      place.append(make("p", parts.filter(Boolean).join(" · "), "soft"));
       const most = Math.max(1, ...one.chain.map((image) => image.allocated || 0));
       const list = make("ol", undefined, "chain");
       one.chain.forEach((image, number) => {
@@ -159,7 +176,7 @@
         row.append(make("span", image.file, "file"), document.createTextNode(` ${image.format || "?"}, ${size(image.allocated)}${place ? `, ${place}` : ""}`));
         row.append(bar(image.allocated || 0, most, `${size(image.allocated)} on disk`, false));
         for (const point of one.snapshots.filter((point) => point.file === image.file)) {
-          const marks = [point.created ? age(point.created) : "", point.protected ? "protected" : "", point.expires ? `expires ${point.expires}` : ""];
+          const marks = [point.created ? age(point.created) : "", point.protected ? "protected" : "", point.expires ? `expires ${told(point.expires)}` : ""];
           row.append(make("div", [`snapshot ${point.name}`, ...marks, point.description || ""].filter(Boolean).join(", "), "point"));
         }
         list.append(row);
@@ -187,7 +204,8 @@
     const key = `${one.share}\n${one.name}`;
     const below = seen.has(key) ? [] : children.get(key) || [];
     if (below.length) {
-      const list = make("ul");
+      const flat = below.every((child) => !children.has(`${child.share}\n${child.name}`));
+      const list = make("ul", undefined, flat && below.length > 10 ? "many" : "");
       const rest = below.length - PAGE;
       list.append(...below.slice(0, PAGE).map((child) => branch(child, new Set([...seen, key]))));
       if (rest > 0) list.append(make("li", `and ${rest} more`));
@@ -201,17 +219,64 @@
     paged(roots, at("clones"), at("more-clones"), (one) => branch(one, new Set()));
   }
 
+  // -- replicas, those that are furthest behind first
+
+  function replica(one) {
+    const lag = one.lag === null ? "how far it is behind is not known: its source, or when points were taken, is not in this report" : one.lag > 0 ? `${span(one.lag)} behind its source` : "as new as its source";
+    const row = make("li");
+    row.append(make("span", one.name, "file"), document.createTextNode(`, ${one.share}: ${lag}`));
+    return row;
+  }
+
+  const replicas = data.volumes.filter((one) => one.replica).sort((a, b) => (b.lag || 0) - (a.lag || 0));
+  if (replicas.length) {
+    at("replica-section").hidden = false;
+    paged(replicas, at("replicas"), at("more-replicas"), replica);
+  }
+
   // -- leases
+
+  // What facts a share, a volume or a lease has, each with its name.
+  function facts(pairs) {
+    const list = make("dl", undefined, "facts");
+    for (const [name, value] of pairs) {
+      if (!value) continue;
+      const pair = make("div");
+      pair.append(make("dt", name), make("dd", value));
+      list.append(pair);
+    }
+    return list;
+  }
+
+  function listed(names, most) {
+    const rest = names.length > most ? ` and ${names.length - most} more` : "";
+    return `${names.length}: ${names.slice(0, most).join(", ")}${rest}`;
+  }
+
+  function ending(one) {
+    if (!one.expires) return "never";
+    const over = Date.parse(one.expires) < written;
+    return `${told(one.expires)}, ${over ? `ended ${span((written - Date.parse(one.expires)) / 1000)} ago` : `in ${span((Date.parse(one.expires) - written) / 1000)}`}`;
+  }
 
   function lease(one) {
     const row = make("li");
-    row.append(make("h3", one.name));
+    row.append(make("h3", `${one.workers ? "Environment" : "Lease"} ${one.name}`));
     if (one.error_code) { row.append(make("p", one.msg || one.error_code)); return row; }
-    const ends = one.expires ? `${Date.parse(one.expires) < written ? "ended" : "until"} ${one.expires}` : "without an end";
-    row.append(make("p", `${one.share || ""}, held by ${one.owner}, ${ends}`));
-    const names = one.volumes || [];
-    const rest = names.length > 20 ? ` and ${names.length - 20} more` : "";
-    row.append(make("p", `${count(names.length, "volume", "volumes")}: ${names.slice(0, 20).join(", ")}${rest}`, "soft"));
+    const over = one.expires && Date.parse(one.expires) < written;
+    if (over) row.classList.add("over");
+    const missing = (one.volumes || []).length - one.made.length;
+    row.append(facts([
+      ["Share", one.share],
+      ["Owner", one.owner],
+      ["Held since", one.acquired ? told(one.acquired) : ""],
+      [over ? "Ended" : "Ends", ending(one)],
+      ["Collected by", one.collector],
+      ["Workers", one.workers],
+      ["Golden volume", one.golden.map((source) => (source.snapshot ? `${source.volume}, snapshot ${source.snapshot}` : source.volume)).join("; ")],
+      ["Volumes", one.made.length ? listed(one.made, 20) : "none"],
+      ["Listed, not made", missing > 0 ? missing : ""],
+    ]));
     return row;
   }
 
@@ -220,6 +285,6 @@
     paged(data.leases, at("leases"), at("more-leases"), lease);
   }
 
-  at("written").textContent = data.written.replace("T", " ").replace("Z", " UTC");
+  at("written").textContent = told(data.written);
   at("written").dateTime = data.written;
 })();

@@ -20,6 +20,9 @@ SHARE = {
 }  # fmt: skip
 
 
+LOCK = {"name": "vol1", "host": "host2", "task": "remotefs_volume", "since": "2026-06-29T11:59:59Z", "dead": False}
+
+
 def snapshot(name: str = "s1", created: str | None = "2026-06-30T10:00:00Z", **more: object) -> dict:
     return {"name": name, "file": f"db01.{name}", "created": created, "expires": None, "protected": False, "description": "", **more}
 
@@ -47,6 +50,11 @@ def test_a_healthy_share_deserves_no_look() -> None:
         ({"free": 9 * GIB}, "bad nas1:/vols: 9 GiB of 100 GiB are free"),
         ({"over_subscription": 10.5}, "warn nas1:/vols: Its volumes have 10.5 times its size together"),
         ({"leftovers": ["a", "b"], "leftovers_allocated": 2 * GIB}, "warn nas1:/vols: Killed tasks left 2 GiB in 2 files"),
+        ({"locks": [LOCK]}, "warn vol1: A lock is held by remotefs_volume on host2 since 24 hours. If that host is dead, use break_lock"),
+        ({"locks": [{**LOCK, "since": NOW, "dead": True}]},
+         "warn vol1: A lock of remotefs_volume on host2 is left, which is gone. The next task there that needs the lock removes it"),
+        ({"locks": [{**LOCK, "host": None, "task": None, "since": None}]},
+         "warn vol1: A lock is held by somebody whom the file does not name since nobody knows when. If that host is dead, use break_lock"),
         ({"maintenance": True}, "warn nas1:/vols: It is in maintenance: no new volumes are placed there"),
         ({"error_code": "share_not_mounted", "msg": "it is gone"}, "bad nas1:/vols: The share cannot be read: it is gone"),
         ({"contents_error": "no right", "leftovers": None, "over_subscription": None}, "warn nas1:/vols: What it holds cannot be read: no right"),
@@ -69,6 +77,12 @@ def test_of_shares(given: dict, expected: str) -> None:
 )
 def test_of_volumes(given: dict, expected: str) -> None:
     assert told(volumes=[volume(**given)]) == [expected]
+
+
+def test_locks_of_tasks_that_only_work_deserve_none() -> None:
+    fresh, old = {**LOCK, "since": "2026-06-29T12:00:01Z"}, LOCK
+    assert told({"locks": [fresh]}) == [] and told({"locks": None}) == []
+    assert told({"locks": [old]}, lock_age="2d") == []
 
 
 def test_what_deserves_none() -> None:
@@ -100,6 +114,36 @@ def test_leases() -> None:
         "bad None: Lease x cannot be read: torn",
         "warn nas1:/vols: Lease ci of job-1 ended 24 hours ago, and nobody has collected it",
     ]
+
+
+def test_one_that_is_being_collected() -> None:
+    over = {"name": "ci", "share": "nas1:/vols", "owner": "job-1", "expires": "2026-06-29T12:00:00Z", "collector": "job-2"}
+    assert told(leases=[over]) == ["warn nas1:/vols: Lease ci of job-1 ended 24 hours ago, and job-2 has not finished collecting it"]
+
+
+def test_environments() -> None:
+    """Workers are volumes that the lease lists, that were made under just this one, on its share, and that have the label."""
+    lease = {"name": "ci", "share": "nas1:/vols", "id": "a" * 16, "owner": "job-1", "expires": "2026-06-30T13:00:00Z"}
+    lease.update(volumes=["ci-00", "ci-01", "ci-01-data", "ci-02", "ci-03"], uses=["golden"])
+    labels, parent = {"remotefs_worker": "0"}, {"volume": "golden", "snapshot": "ready"}
+    volumes = [
+        volume("ci-00", lease="a" * 16, labels=labels, parent=parent),
+        volume("ci-01", lease="a" * 16, labels=labels, parent=parent),
+        volume("ci-01-data", lease="a" * 16),
+        volume("ci-02", lease="b" * 16, labels=labels),  # of another time
+        volume("ci-03", lease="a" * 16, labels=labels, share="nas2:/b"),
+        volume("ci-99", lease="a" * 16, labels=labels),  # not listed
+    ]
+    by_hand = {**lease, "name": "by-hand", "id": "c" * 16, "volumes": []}
+    data = report_data([SHARE], volumes, [lease, by_hand], None, NOW)
+    environment, other = data["leases"]
+    assert (environment["made"], environment["workers"]) == (["ci-00", "ci-01", "ci-01-data"], 2)
+    assert environment["golden"] == [{"volume": "golden", "snapshot": "ready"}]
+    assert (other["made"], other["workers"], other["golden"]) == ([], 0, [])
+    full = report_data([SHARE], [volume("ci-00", lease="a" * 16, labels=labels)], [lease], None, NOW)
+    assert full["leases"][0]["golden"] == [{"volume": "golden", "snapshot": None}]  # a full copy: what the lease uses
+    text = report_markdown(data)
+    assert r"| ci | nas1:/vols | job\-1 | 2026\-06\-30T13:00:00Z | 3 | 2 | golden, ready |" in text
 
 
 def test_results_of_a_loop_in_which_a_share_died() -> None:
@@ -148,6 +192,9 @@ def test_markdown_of_a_healthy_share() -> None:
     text = report_markdown(report_data(shares, [volume(), volume("x", error_code="chain_broken")], [], None, NOW))
     assert "Written 2026-06-30T12:00:00Z." in text and "| db01 | nas1:/vols | 1 GiB | 1000 B | 1 | 0 |  |" in text
     assert r"| x | nas1:/vols | chain\_broken |" in text and "mermaid" not in text and "## Leases" not in text
+    late = volume("db02", share="nas2:/b", replica=True, snapshots=[snapshot(created="2026-06-27T10:00:00Z")])
+    text = report_markdown(report_data(shares, [volume("db02", snapshots=[snapshot()]), late, volume("x", replica=True)], [], None, NOW))
+    assert "## Replicas" in text and "| db02 | nas2:/b | 3 days |" in text and "| x | nas1:/vols | not known |" in text
     with pytest.raises(AnsibleFilterError, match="report_markdown"):
         report_markdown([])
 

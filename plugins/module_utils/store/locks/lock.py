@@ -111,7 +111,7 @@ def _start_time(pid: int) -> str:
     return line.rpartition(")")[2].split()[19] if ")" in line else ""
 
 
-def _parse_owner(data: bytes) -> Owner | None:
+def parse_owner(data: bytes) -> Owner | None:
     """The holder that a lock file names; None if this collection cannot have written that content."""
     try:
         owner = Owner(**json.loads(data.decode("utf-8")))
@@ -197,7 +197,7 @@ class VolumeLock:
         if locks is None or not self._directory.share.locks_readable:
             return False
         if self._lease:
-            owner = _parse_owner(locks.read_small(self._name) or b"")
+            owner = parse_owner(locks.read_small(self._name) or b"")
             return owner is not None and not owner.is_dead() and not self._break_lease
         try:
             with locks.opened(self._name) as fd:
@@ -365,7 +365,7 @@ class VolumeLock:
 
     def _owner(self) -> Owner | None:
         try:
-            return _parse_owner(self._directory.make_private("locks").read_small(self._name) or b"")
+            return parse_owner(self._directory.make_private("locks").read_small(self._name) or b"")
         except (OSError, errors.StorageError):
             return None
 
