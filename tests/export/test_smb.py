@@ -102,5 +102,3 @@ def test_a_file_system_that_is_not_mounted_is_not_shared(nas: Nas) -> None:
     nas.run(f"umount {VOLUMES}")
     assert "NT_STATUS" in client(nas, "ls")
     nas.run("pkill -x smbd || true; userdel nasclient", check=False)
-
-
