@@ -557,7 +557,7 @@ def nas(work: Work) -> None:
                         "glusterfs-client=mount.glusterfs")
     bin = machine.core_venv(machine.best_core())
     words = ["--timeout=900", "-p", "no:cacheprovider", "--durations=12", "tests/export", *work.words]
-    work.run("tests/lab/nas-run", "-n", "1", bin / "pytest", *words, bin=bin, env=part_of_today(work, 1, 3))
+    work.run("tests/lab/nas-run", "-n", "1", bin / "pytest", *words, bin=bin, env=part_of_today(work, 1, 8))
     if work.words:
         return
     machine.need("glusterfs-server=glusterd", "glusterfs-client=mount.glusterfs")
