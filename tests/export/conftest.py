@@ -86,5 +86,5 @@ def nas(tmp_path: Path, ansible_environment: dict) -> Iterator[Nas]:
     environment = {**ansible_environment, **ours}
     host = Nas(tmp_path, environment, address, reached)
     yield host
-    host.run("umount -R /srv/*/ 2>/dev/null; rm -rf /srv/* /etc/exports /etc/exports.d /var/lib/remotefs/* /etc/samba/remotefs.d", check=False)
+    host.run("umount -R /srv/*/ 2>/dev/null; : >/etc/exports; rm -rf /srv/* /etc/exports.d /var/lib/remotefs/* /etc/samba/remotefs.d", check=False)
     host.run("sed '/ \\/srv\\//d' /etc/fstab >/etc/fstab.left && cat /etc/fstab.left >/etc/fstab; rm -f /etc/fstab.left", check=False)
