@@ -46,7 +46,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def shared(store: Store, check: bool = False, **options: float) -> equal_blocks.Shared:
-    return equal_blocks.share(store.share, Options(check=check, **options))  # type: ignore[arg-type]
+    found = equal_blocks.share(store.share, Options(check=check, **options))  # type: ignore[arg-type]
+    if found.failure is not None:
+        raise found.failure
+    return found
 
 
 def contents(store: Store) -> list[bytes]:
@@ -140,16 +143,35 @@ def test_without_the_ability_it_is_told(tmp_path: Path) -> None:
         for name in ("a", "b"):
             store.present(name, size=4 * MIB, format="raw")
             write(store, name, 1)
-        assert shared(store) == (0, "its file system shares no blocks")
+        assert shared(store) == equal_blocks.Shared(0, "its file system shares no blocks")
         for path in (store.path / ".remotefs" / "ballast").glob("abilities*"):
             path.unlink()
-        assert shared(store) == (0, "its file system shares no blocks (Operation not supported)")
+        assert shared(store) == equal_blocks.Shared(0, "its file system shares no blocks (Operation not supported)")
 
 
 def test_the_time_is_limited(store: Store) -> None:
     with pytest.raises(OutOfTime) as raised:
         shared(store, speed=MIB, timeout=0.3)
     assert raised.value.error_code == "tool_failed" and "within 0.3 s" in str(raised.value)
+
+
+def test_what_was_shared_before_an_end_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time that is over, or an error of the disk, in the middle: a result that says nothing was changed would be wrong."""
+    before, done = contents(store), []
+
+    def fails_later(run: blocks._Run) -> int:
+        if len(done) == 2:
+            raise OSError(5, "Input/output error")
+        done.append(share_run(run))
+        return done[-1]
+
+    share_run = blocks._share
+    monkeypatch.setattr(blocks, "_share", fails_later)
+    told = equal_blocks.share_all([store.share], Options())
+    assert told["shared"] == sum(done) > 0 and told["error_code"] and told["actions"] == [
+        {"step": "share_blocks", "share": store.share.source, "bytes": sum(done)}
+    ]
+    assert "Input/output error" in told["equal_blocks"][0]["why"] and contents(store) == before
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -24,23 +24,19 @@ _BLOCK = 512  # bytes that st_blocks counts in
 
 
 class Shared(NamedTuple):
-    """Bytes that images of a share have in common now and had not before, and why it are none: "" where it was tried."""
+    """Bytes that images of a share have in common now and had not before, and why they are not all: "" where they are. ``failure``: the error that ended
+    it. What was shared until then stays so."""
 
     bytes: int
     why: str = ""
+    failure: errors.StorageError | None = None
 
 
 def share_all(shares: Iterable[model.Share], options: Options) -> dict:
     """Of shares, one after the other. One that fails in the middle stops no other. Returns what the module does."""
-    told: list[dict] = []
-    failures: list[errors.StorageError] = []
-    for one in shares:
-        try:
-            found = share(one, options)
-        except errors.StorageError as error:
-            failures.append(error)
-            found = Shared(0, str(error))
-        told.append({"share": one.source, "bytes": found.bytes, "why": found.why})
+    found = [(one.source, share(one, options)) for one in shares]
+    told = [{"share": source, "bytes": shared.bytes, "why": shared.why} for source, shared in found]
+    failures = [shared.failure for _source, shared in found if shared.failure is not None]
     return {
         **({"msg": str(failures[0]), "error_code": failures[0].error_code, **failures[0].details} if failures else {}),
         "equal_blocks": told,
@@ -52,8 +48,6 @@ def share_all(shares: Iterable[model.Share], options: Options) -> dict:
 def share(one: model.Share, options: Options) -> Shared:
     """Let the images of all volumes of a share have equal blocks in common. An active raw image without holes is left out: somebody may have
     allocated it in advance, so that its writes always find room.
-
-    :raises StorageError: the share cannot be read, or the time that ``options`` give is over.
     """
     shared, subject = 0, f"share {one.label}"
     try:
@@ -64,11 +58,13 @@ def share(one: model.Share, options: Options) -> Shared:
             for start in range(0, len(files), _MOST_FILES):
                 with ExitStack() as stack:
                     opened = [fd for name, is_active_raw in files[start : start + _MOST_FILES] for fd in _opened(directory, stack, name, is_active_raw)]
-                    shared += equal_blocks.share(opened, pace.moved, options.check)
+                    for count in equal_blocks.share(opened, pace.moved, options.check):
+                        shared += count
     except equal_blocks.NotPossible as error:
         return Shared(shared, f"its file system shares no blocks ({error})")
-    except OSError as error:
-        raise errors.from_os_error(error, subject) from error
+    except (errors.StorageError, OSError) as error:
+        failure = errors.as_storage_error(error, subject)
+        return Shared(shared, str(failure), failure)
     return Shared(shared)
 
 
@@ -81,12 +77,12 @@ def _images(directory: ShareDirectory) -> list[tuple[str, bool]]:
 def _files(found: Observed | errors.StorageError) -> tuple:
     if isinstance(found, errors.StorageError):
         return ()
-    active = found.volume.chain[0]
+    active = found.volume.active
     return tuple((image.file, image is active and image.format == "raw") for image in found.volume.own)
 
 
 def _opened(directory: ShareDirectory, stack: ExitStack, name: str, is_active_raw: bool) -> list[int]:
-    """The descriptor of a file that may have blocks in common with others. None if it may not, or went away."""
+    """The descriptor of a file that may have blocks in common with others. Empty if it may not, or went away."""
     try:
         fd = stack.enter_context(directory.root.opened(name))
     except (errors.StorageError, FileNotFoundError):

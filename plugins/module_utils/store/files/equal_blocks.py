@@ -49,18 +49,16 @@ class _Run(NamedTuple):
         return joined == other[:4] and self.length + other.length <= _AT_ONCE
 
 
-def share(files: Sequence[int], has_read: Callable[[int], None], check: bool) -> int:
-    """Let opened files share the blocks that are equal. Returns how many bytes they share now and did not before.
+def share(files: Sequence[int], has_read: Callable[[int], None], check: bool) -> Iterator[int]:
+    """Let opened files share the blocks that are equal. Yields how many bytes they share now and did not before, as it goes on.
 
     :param files: descriptors, for reading. Who neither is root nor may write to a file cannot let it share anything.
     :param has_read: is told how many bytes were read. :param check: only find out how many bytes it would be, at most.
     :raises NotPossible: the file system cannot do that. :raises OSError: a file cannot be read.
     """
-    shared = 0
     for run in _joined(_equal(files, has_read)):
         if not _are_shared(run):
-            shared += run.length if check else _share(run)
-    return shared
+            yield run.length if check else _share(run)
 
 
 def _equal(files: Sequence[int], has_read: Callable[[int], None]) -> Iterator[_Run]:
