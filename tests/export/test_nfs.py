@@ -1,7 +1,7 @@
 # Copyright (c) contributors to the remotefs.storage collection
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""NFS exports, as the real exportfs reads them, and the firewall. tests/integration/export_in_lab.yml mounts such an export."""
+"""NFS exports, as the real exportfs reads them, and the firewall. tests/integration/playbooks/export_over_nfs.yml mounts such an export."""
 
 from __future__ import annotations
 
