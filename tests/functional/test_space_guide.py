@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
+from leaking import leak, leaks_of
 
 from .test_clones import content, write
 from .test_documents import blocks, play
 from .test_examples import replaced
 from .test_housekeeping import DAY, plant
-from .test_refusals import Store
+from .test_refusals import MIB, Store
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "space.md"
 
@@ -25,8 +27,8 @@ def test_the_playbooks_of_the_guide(store: Store, tmp_path: Path, ansible_enviro
     other = Store(tmp_path / "other")
     other.path.mkdir()
     places = {"storage_client": "localhost", "/srv/volumes": str(store.path), "/srv/backup": str(other.path), "1G": "1M"}
-    told, placed, emptied, tidied, shared = (json.loads(replaced(json.dumps(book), places)) for book in blocks(PAGE.read_text()))
-    for book in (told, placed, emptied, tidied, shared):
+    told, placed, emptied, tidied, leaked, shared = (json.loads(replaced(json.dumps(book), places)) for book in blocks(PAGE.read_text()))
+    for book in (told, placed, emptied, tidied, leaked, shared):
         book[0].update(gather_facts=False, become=False)
     play(placed, tmp_path, ansible_environment)
     assert [len(list(one.path.glob("disk-*"))) for one in (store, other)] == [10, 10]
@@ -39,5 +41,10 @@ def test_the_playbooks_of_the_guide(store: Store, tmp_path: Path, ansible_enviro
     said = play(tidied, tmp_path, ansible_environment)
     assert "Leftovers: 1" in said and not file.exists()
     assert "changed=0" in play(emptied, tmp_path, ansible_environment)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", store.path / "leaky", "1M"], check=True)
+    (store.path / "leaky.info").write_text('{"active": "leaky"}')
+    leak(store.path / "leaky", 4)
+    assert "256.00 KB are free again, 0 images stay" in play(leaked, tmp_path, ansible_environment) and leaks_of(store.path / "leaky") == 0
+    store.absent("leaky")
     assert "are stored once now" in play(shared, tmp_path, ansible_environment)
     assert sorted(os.listdir(store.path)) == [".remotefs"]

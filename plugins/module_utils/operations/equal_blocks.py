@@ -36,9 +36,8 @@ def share_all(shares: Iterable[model.Share], options: Options) -> dict:
     """Of shares, one after the other. One that fails in the middle stops no other. Returns what the module does."""
     found = [(one.source, share(one, options)) for one in shares]
     told = [{"share": source, "bytes": shared.bytes, "why": shared.why} for source, shared in found]
-    failures = [shared.failure for _source, shared in found if shared.failure is not None]
     return {
-        **({"msg": str(failures[0]), "error_code": failures[0].error_code, **failures[0].details} if failures else {}),
+        **errors.told_of([shared.failure for _source, shared in found]),
         "equal_blocks": told,
         "shared": sum(one["bytes"] for one in told),
         "actions": [{"step": "share_blocks", "share": one["share"], "bytes": one["bytes"]} for one in told if one["bytes"]],

@@ -18,6 +18,7 @@ from ...plan.steps import (
     CreateClone,
     CreateImage,
     CreateOverlay,
+    FreeLeaks,
     Grow,
     Pull,
     ReceiveOverlay,
@@ -82,6 +83,7 @@ class OfflineSession:
             Truncate: self._truncate,
             Pull: self._pull,
             Repoint: self._repoint,
+            FreeLeaks: self._free_leaks,
             SetAttributes: self._set_attributes,
         }
 
@@ -403,6 +405,11 @@ class OfflineSession:
         mover.pull(images, step.backing_file)
         with self._directory.root.opened(step.file, write=True) as fd:
             qcow2.repoint(fd, step.backing_file, step.backing_format)
+
+    def _free_leaks(self, step: FreeLeaks) -> None:
+        image = self._chain(step.file)[0]
+        with LockBytesReleased(self._guard, [image]), qemu_img.OpenedChain(self._directory, [image], [step.file], pace=self._pace) as chain:
+            qemu_img.free_leaks(chain, step.file, self._locks)
 
     def _set_attributes(self, step: SetAttributes) -> None:
         self._directory.verify(step.file)
