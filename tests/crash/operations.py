@@ -522,12 +522,15 @@ def _with_leaks(share: Path, scratch: Path) -> Model:
 
 
 def _free_leaks(where: Candidates, options: Options) -> list[Outcome]:
+    """As the module does both."""
+    (cleaned,) = _clean(where, options)
     done = leaked_clusters.free(where.shares[0], options)
     if done.failure:
         raise done.failure
     for one in (image for image in done.images if image.why):
         raise LockTimeout(f"file {one.file}", one.why, "run the task again")
-    return [Outcome("vol", bool(done.images), [{"step": "free_leaks", "file": one.file} for one in done.images], [], None, None)]
+    steps = cleaned.actions + [{"step": "free_leaks", "file": one.file} for one in done.images]
+    return [Outcome("vol", bool(steps), steps, [], None, None)]
 
 
 def _is_somebodys(share: Path) -> None:
