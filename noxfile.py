@@ -158,7 +158,7 @@ def functional(work: Work, core: str) -> None:
     if core == machine.best_core():
         machine.axe()  # where tests/functional/browser.py looks for it
         if not work.fast:
-            machine.try_to_have("qemu-system-x86=qemu-system-x86_64", "libxml2-utils=xmllint", "chromium=chromium")
+            machine.try_to_have("qemu-system-x86=qemu-system-x86_64", "libxml2-utils=xmllint", "chromium=chromium", "prometheus=promtool")
         if work.fast or work.words:
             work.pytest(bin, "tests/functional")
         else:  # most of the slow ones play playbooks
