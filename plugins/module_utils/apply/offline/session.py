@@ -37,7 +37,7 @@ from ...store.metadata import records
 from ...store.qcow2 import clusters
 from ...store.volumes import chains, look, raw_disks
 from .. import engine, merges
-from . import copying, growing, making_room, moving, new_image, qemu_img, receiving, seeds
+from . import copying, growing, leaks, making_room, moving, new_image, qemu_img, receiving, seeds
 from .guard import Guard, LockBytesReleased
 
 _CUT = "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
@@ -407,9 +407,7 @@ class OfflineSession:
             qcow2.repoint(fd, step.backing_file, step.backing_format)
 
     def _free_leaks(self, step: FreeLeaks) -> None:
-        image = self._chain(step.file)[0]
-        with LockBytesReleased(self._guard, [image]), qemu_img.OpenedChain(self._directory, [image], [step.file], pace=self._pace) as chain:
-            qemu_img.free_leaks(chain, step.file, self._locks)
+        leaks.free(self._directory, self._guard, self._chain(step.file)[0], self._locks, self._pace)
 
     def _set_attributes(self, step: SetAttributes) -> None:
         self._directory.verify(step.file)
