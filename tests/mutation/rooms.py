@@ -9,8 +9,8 @@ ENGINE = "tests/unit/apply/test_engine.py"
 CHAINS, FENCING, MOVING = (f"tests/property/test_{name}.py" for name in ("chains", "fencing", "moving"))
 ACCESS, BITMAPS, CLONES, COSTS, EXPORTING, FULL, IN_USE, LEAKS, LEASES, OUTLIVED, REFUSALS, REMOVAL, SEEDS, SENDING, VOLUMES = (
     f"tests/functional/test_{name}.py"
-    for name in ("access", "bitmaps", "clones", "operation_costs", "exporting", "full_share", "in_use", "leaked_clusters", "leases", "outlived_records", "refusals", "killed_removal",
-                 "seeds", "sending", "volumes")
+    for name in ("access", "bitmaps", "clones", "operation_costs", "exporting", "full_share", "in_use", "leaked_clusters", "leases", "outlived_records",
+                 "refusals", "killed_removal", "seeds", "sending", "volumes")
 )
 
 LEASED = (LEASES, "tests/functional/test_lease_module.py", "tests/property/test_leases.py")
