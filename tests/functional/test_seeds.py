@@ -140,7 +140,8 @@ def test_other_programs_read_it(store: Store, tmp_path: Path, program: str) -> N
         shown = {name[1:]: subprocess.run(["isoinfo", "-J", "-x", name, "-i", image], check=True, capture_output=True).stdout for name in listed.stdout.split()}
         assert shown == files(store)
         return
-    subprocess.run(["modprobe", "isofs"], capture_output=True, check=False)
+    if shutil.which("modprobe"):  # else the kernel has it already, or has not
+        subprocess.run(["modprobe", "isofs"], capture_output=True, check=False)
     if os.geteuid() or "\tiso9660\n" not in Path("/proc/filesystems").read_text():
         pytest.skip("needs root, and a kernel that has iso9660")
     place = tmp_path / "mounted"
