@@ -506,7 +506,7 @@ def in_lab(
     def run(work: Work) -> None:
         machine.need_root()
         machine.need_qemu()
-        machine.need(*packages)
+        machine.need("qemu-system-common=qemu-storage-daemon", *packages)
         machine.need_fuse()
         bin = machine.core_venv(machine.best_core())
         with wanted() as env:
