@@ -20,7 +20,6 @@ from ..store.volumes.chains import Observed
 from .options import Options
 
 _MOST_FILES = 512  # that are open at a time; those of a larger share are taken in groups
-_BLOCK = 512  # bytes that st_blocks counts in
 
 
 class Shared(NamedTuple):
@@ -87,5 +86,5 @@ def _opened(directory: ShareDirectory, stack: ExitStack, name: str, is_active_ra
     except (errors.StorageError, FileNotFoundError):
         return []  # a task removes it just now
     status = os.fstat(fd)
-    is_full = status.st_blocks * _BLOCK >= status.st_size
+    is_full = model.allocated(status) >= status.st_size
     return [fd] if stat.S_ISREG(status.st_mode) and not (is_active_raw and is_full) else []

@@ -24,7 +24,6 @@ from ..store.volumes import chains
 from . import named_locks, transaction, workspace
 from .options import Options
 
-_BLOCK = 512  # bytes that st_blocks counts in
 _TEMPORARY = re.compile(r"([A-Za-z0-9.@_~-]+)~[0-9a-f]{12}")
 _IMAGE_PART = re.compile(r"([0-9a-f]{32})(\.state|\.unpacked)?")
 _GRAMMARS = (("tmp", _TEMPORARY), ("images", _IMAGE_PART))  # folders under .remotefs, and the names that our own files have there
@@ -73,13 +72,13 @@ def find(directory: ShareDirectory, garbage: Iterable[tuple[str, str]]) -> list[
     for volume, file in garbage:
         status, finished = _status(directory.root, file), _status_of_record(directory, volume)
         if status is not None:
-            found.append(Leftover(file, "", volume, status.st_blocks * _BLOCK, finished.st_mtime if finished is not None else status.st_mtime))
+            found.append(Leftover(file, "", volume, model.allocated(status), finished.st_mtime if finished is not None else status.st_mtime))
     for folder, grammar in _GRAMMARS:
         opened = directory.private(folder)
         for match in map(grammar.fullmatch, opened.names()) if opened is not None else ():
             status = _status(opened, match[0]) if match and opened is not None else None
             if match and status is not None:
-                found.append(Leftover(f"{PRIVATE}/{folder}/{match[0]}", folder, match[1], status.st_blocks * _BLOCK, status.st_mtime))
+                found.append(Leftover(f"{PRIVATE}/{folder}/{match[0]}", folder, match[1], model.allocated(status), status.st_mtime))
     newest: dict[str, float] = {}
     for one in found:
         newest[one.folder + one.holder] = max(one.written, newest.get(one.folder + one.holder, 0.0))
@@ -97,7 +96,7 @@ def _status(folder: Directory, name: str) -> os.stat_result | None:
 def allocated(folder: Directory, name: str) -> int:
     """Bytes on the disk of anything of that name; 0 for what has gone meanwhile. :raises OSError: that cannot be told."""
     status = _status(folder, name)
-    return status.st_blocks * _BLOCK if status is not None else 0
+    return model.allocated(status) if status is not None else 0
 
 
 def _status_of_record(directory: ShareDirectory, volume: str) -> os.stat_result | None:
