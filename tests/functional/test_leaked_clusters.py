@@ -84,6 +84,7 @@ def test_who_has_an_image_open_keeps_it_as_it_is(leaky: Store) -> None:
     state = leaky.state()
     with opened(leaky, "vol"):
         assert told(leaky) == told(leaky, check=True) == {"vol.s2": OPEN}
+        assert [image.bytes for image in leaked_clusters.free(leaky.share, leaky.options()).images] == [0], "what a machine writes cannot be counted"
     assert leaky.state() == state
 
 
