@@ -49,7 +49,10 @@ def run(params: dict, options: Options, finder: candidates.Finder) -> dict:
     from .operations.lease_holding import require_one
 
     require(params, "share", *(("name", "owner") if params["state"] != "collected" else ()))
-    share, parallel = require_one(finder.find(params["share"], params["mount_base"])), params["parallel"] or default_parallel()
+    found, parallel = finder.find(params["share"], params["mount_base"]), params["parallel"] or default_parallel()
+    share = require_one(found, options)
+    if share in found.missing:
+        return _foretold_anew(params, share, parallel, options)
     if params["state"] == "collected":
         return _told_collected(leases.collect(_collecting(params, share, parallel), options))
     request = leases.LeaseRequest(share, _asked(params), params["cascade"], parallel, params["run_dir"] if params["stop_machines"] else None)
@@ -58,6 +61,22 @@ def run(params: dict, options: Options, finder: candidates.Finder) -> dict:
     first = _told_collected(leases.collect(_collecting(params, share, parallel), options)) if params["collect"] else None
     told = _told(leases.hold(request, options), share, "change_lease")
     return told if first is None else {**first, **told, "changed": first["changed"] or told["changed"], "actions": first["actions"] + told["actions"]}
+
+
+def _foretold_anew(params: dict, share: model.Share, parallel: int, options: Options) -> dict:
+    """What check mode says of a share that an earlier task is going to mount: there is no lease yet. What is asked for is checked all the same."""
+    from .operations import leases
+
+    collected = _told_collected(leases.Collected())
+    if params["state"] == "collected" or params["collect"]:
+        _collecting(params, share, parallel)
+    if params["state"] == "collected":
+        return collected
+    if params["state"] == "released":
+        _asked(params)
+        return _told(leases.Done(None, None, False), share, "release_lease")
+    told = _told(leases.foretold_anew(share, _asked(params), options), share, "change_lease")
+    return {**collected, **told} if params["collect"] else told
 
 
 def _asked(params: dict) -> Asked:

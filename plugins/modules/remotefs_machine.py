@@ -290,7 +290,7 @@ def _done(module: AnsibleModule) -> list:
     params = module.params
     options = changes.plain_options(module)
     every = [changes.merged(item, params) for item in params["machines"]] if params["machines"] is not None else [params]
-    share = require_one(Finder().find(params["share"], params["mount_base"]))
+    share = require_one(Finder().find(params["share"], params["mount_base"]), options)
     return machines.ensure(machine_options.request(params, every, share, options.task.warn), options)
 
 

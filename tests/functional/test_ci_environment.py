@@ -102,6 +102,18 @@ def test_an_environment_from_its_beginning_to_its_end(store: Store, pipeline: Pi
     assert not list((store.path / ".remotefs" / "leases").iterdir())
 
 
+@pytest.mark.parametrize("is_there", [True, False], ids=["share", "no share"])
+def test_a_whole_play_before_anything_exists(store: Store, tmp_path: Path, ansible_environment: dict, is_there: bool) -> None:
+    """Check mode names what it assumes, and changes nothing."""
+    share = store.path if is_there else tmp_path / "not-yet"
+    pipeline = Pipeline(Store(share), tmp_path, ansible_environment)
+    pipeline.variables.update(seed={"user_data": {"users": []}}, disks=[{"suffix": "data", "size": "1M"}])
+    told = pipeline.play("present", "reset", "absent", "collected", check=True)
+    assert [one["changed"] for one in told] == [True, True, False, False], "nothing is there that could go"
+    assert told[0]["lease"]["id"] is None and [worker["name"] for worker in told[1]["workers"]] == ["ci-00", "ci-01"]
+    assert list(store.path.iterdir()) == [] and share.exists() == is_there
+
+
 def test_two_pipelines_of_one_name(store: Store, pipeline: Pipeline) -> None:
     """The second one is told who has the environment. Once the first one is gone it gets it, and the first one has lost it."""
     pipeline.play("present")

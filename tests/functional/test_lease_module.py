@@ -77,8 +77,9 @@ def test_odd_parameters(share: Path, tmp_path: Path, ansible_environment: dict) 
     """Each is refused with its code and says what it is about, in check mode too. Nothing of a lease is written."""
     tasks: list[dict] = []
     for options, code, words in ODD:
-        # What one task is refused for, its check mode is refused for: every third shows it.
-        for one in (task(**options), in_check_mode(task(**options)))[: 2 if len(tasks) % 3 == 0 else 1]:
+        # What one task is refused for, its check mode is refused for: every third shows it. An earlier task may see to what is not there yet.
+        is_assumed = code == "share_not_mounted" or "renew_only" in options
+        for one in (task(**options), in_check_mode(task(**options)))[: 2 if len(tasks) % 3 == 0 and not is_assumed else 1]:
             tasks += [one, check("done is failed", f"done.error_code == {code!r}", f"{words!r} in done.msg", "done.traceback is not defined")]
     play(tasks, share, tmp_path, ansible_environment)
     assert not list(share.glob(".remotefs/leases/*"))

@@ -17,9 +17,10 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils import errors
+from ansible_collections.remotefs.storage.plugins.module_utils import errors, leasing
 from ansible_collections.remotefs.storage.plugins.module_utils.lease import LONGEST_OWNER
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import lease_holding, leases, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Finder
 from ansible_collections.remotefs.storage.plugins.module_utils.plan import leases as plan
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
@@ -337,6 +338,33 @@ def test_a_lease_of_which_no_time_is_known(store: Store) -> None:
     assert told is not None and (told["acquired"], told["expires"], told["renewed_at"]) == (None, None, None)
     told = leases.describe(lease, store.share)
     assert told is not None and all((told["acquired"], told["expires"], told["renewed_at"]))
+
+
+def test_check_mode_before_there_is_a_lease(store: Store, tmp_path: Path) -> None:
+    """An earlier task would have taken it, and another one mounted the share. A lease that this task had and that is gone is still lost."""
+    warned: list[str] = []
+    asked = {"name": "ci", "owner": "job-1", "share": str(tmp_path / "not-yet"), "renew_only": True}
+    with pytest.raises(errors.LeaseLost):
+        hold(store, renews_only=True)
+    for share in (str(store.path), str(tmp_path / "not-yet")):
+        options = store.options(check=True, assume=True, warn=warned.append)
+        told = leasing.run(lease_options(**{**asked, "share": share}), options, Finder())
+        assert (told["changed"], told["renewed"], told["lease"]["id"]) == (False, True, None) and "an earlier task takes it" in warned[-1]
+        told = leasing.run(lease_options(**{**asked, "share": share, "renew_only": False, "collect": True}), options, Finder())
+        assert (told["changed"], told["renewed"], told["left"]) == (True, False, [])
+        for state in ("released", "collected"):
+            assert not leasing.run(lease_options(**{**asked, "share": share, "state": state}), options, Finder())["changed"]
+        with pytest.raises(errors.LeaseLost):
+            leasing.run(lease_options(**{**asked, "share": share, "id": "0123456789abcdef"}), options, Finder())
+        with pytest.raises(errors.InvalidParameter, match="option ttl"):
+            leasing.run(lease_options(**{**asked, "share": share, "ttl": "soon"}), options, Finder())
+    with pytest.raises(errors.ShareNotMounted):
+        leasing.run(lease_options(**asked), store.options(), Finder())
+    assert left(store) == []
+
+
+def lease_options(**given: Any) -> dict:
+    return {**{key: spec.get("default") for key, spec in leasing.LEASE.items()}, "parallel": 1, **given}
 
 
 def test_names_that_are_listed_no_more(store: Store) -> None:

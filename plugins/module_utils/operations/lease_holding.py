@@ -68,8 +68,16 @@ class Named(NamedTuple):
         return Named(model.check_volume_name(name), identity, owner)
 
 
-def require_one(candidates: Candidates) -> model.Share:
-    """The share of a lease and of its volumes. :raises InvalidParameter: several are named. :raises StorageError: it cannot be read."""
+def require_one(candidates: Candidates, options: Options) -> model.Share:
+    """The share of a lease and of its volumes. In check mode it may be one that an earlier task of the playbook is going to mount.
+
+    :raises InvalidParameter: several are named. :raises StorageError: it cannot be read.
+    """
+    if options.assume and candidates.missing:
+        from . import assumptions
+
+        if len(candidates.missing) == 1 and not candidates.shares and not assumptions.reachable(candidates, options).unreadable:
+            return candidates.missing[0]
     candidates.require_all()
     if len(candidates.shares) != 1:
         raise errors.InvalidParameter("option share", "a lease is about volumes of one share", "name one share")
@@ -84,7 +92,7 @@ def holding(wanted: Iterable[tuple[Mapping, Candidates]], options: Options) -> I
     """
     found: dict[tuple[str, Named], model.Share] = {}
     for given, candidates in wanted:
-        share = require_one(candidates)
+        share = require_one(candidates, options)
         found[share.path, Named.of_option(given)] = share
     held: dict[tuple[str, Named], HeldLease] = {}
     with ExitStack() as stack:
@@ -101,7 +109,7 @@ def holding(wanted: Iterable[tuple[Mapping, Candidates]], options: Options) -> I
 def held_one(given: Mapping, candidates: Candidates, options: Options) -> Iterator[HeldLease]:
     """As :func:`holding`, under one lease, which is returned."""
     with ExitStack() as stack:
-        yield _held(stack, require_one(candidates), Named.of_option(given), options)
+        yield _held(stack, require_one(candidates, options), Named.of_option(given), options)
 
 
 def _held(stack: ExitStack, share: model.Share, named: Named, options: Options) -> HeldLease:
@@ -128,5 +136,5 @@ def under(options: Options, given: Mapping | None, candidates: Candidates) -> Op
     """The options of an item that works under a lease."""
     if not given:
         return options
-    held = options.task.kept[_KEPT][require_one(candidates).path, Named.of_option(given)]
+    held = options.task.kept[_KEPT][require_one(candidates, options).path, Named.of_option(given)]
     return replace(options, lease=held, permit=held.permit)

@@ -119,6 +119,8 @@ def hold(request: LeaseRequest, options: Options) -> Done:
     if options.check:
         with ShareDirectory(share) as directory:
             before, now = leases.read(directory, asked.name), time.time()
+            if before is None:
+                return foretold_anew(share, asked, options)
             after = plans.held(before, asked, now, "", _left(directory, before), subject)
             removed = _dropped(directory, before, after, request, options)
             return _told(before, replace(after, acquired=after.acquired or now, written=now), removed)
@@ -129,6 +131,19 @@ def hold(request: LeaseRequest, options: Options) -> Done:
         after = plans.held(before, asked, at, os.urandom(8).hex(), left, subject)
         removed = _dropped(directory, before, after, request, options)
         return _told(before, leases.write(directory, after, before is None), removed)
+
+
+def foretold_anew(share: model.Share, asked: Asked, options: Options) -> Done:
+    """What check mode says of a lease that is not there: it would be taken, or an earlier task of the playbook would have.
+
+    :raises LeaseLost: it was the task's, and is gone.
+    """
+    now, subject = time.time(), f"lease {asked.name} on {share.label}"
+    is_assumed = options.assume and asked.renews_only and asked.id is None
+    if is_assumed:
+        options.task.warn(f"{subject} does not exist yet: check mode assumes that an earlier task takes it")
+    after = replace(plans.held(None, replace(asked, renews_only=asked.renews_only and not is_assumed), now, "", (), subject), acquired=now, written=now)
+    return _told(after if is_assumed else None, after, ())
 
 
 def _told(before: Lease | None, after: Lease, removed: tuple[str, ...]) -> Done:
