@@ -102,6 +102,12 @@ def size_text(size: int) -> str:
     return f"{number[:-2] if number.endswith('.0') else number} {'KMGTPE'[power - 1]}iB ({size} bytes)"
 
 
+def size_word(size: int) -> str:
+    """A size in bytes as options take it: with a unit where that is exact ("10G"), else in bytes."""
+    power = next((power for power in range(5, 0, -1) if size and size % (1 << 10 * power) == 0), 0)
+    return f"{size >> 10 * power}{'KMGTP'[power - 1]}" if power else str(size)
+
+
 def round_to_sector(size: int) -> int:
     """The virtual size in bytes that QEMU sees in a raw file of ``size`` bytes: whole sectors, rounded up."""
     return (size + SECTOR - 1) // SECTOR * SECTOR

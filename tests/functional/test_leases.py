@@ -269,6 +269,34 @@ def test_names_that_cannot_be_shown(store: Store, key: str) -> None:
     assert told["error_code"] == "chain_broken" and "\x1b" not in told["msg"]
 
 
+_BAD: dict[str, tuple] = {
+    "version": (2, "1", None),
+    "name": ("other", None, 7),
+    "id": (None, 7, "", "a\nb", "x" * (LONGEST_OWNER + 1)),
+    "owner": (None, 7, "", "a\x1b", "x" * (LONGEST_OWNER + 1), ["job-1"]),
+    "collector": (7, "", "\x07"),
+    "ttl": ("3600", -1, 1.5, True, 1 << 70),
+    "acquired": ("now", -1, True, 1e300),
+    "labels": ([], {"a": 1}, None, "a=b"),
+    "volumes": ("ci-00", None, {"ci-00": 1}, ["../x"], [7], ["a/b"], ["x"] * 20000),
+    "uses": (7, ["-U"], [[]], [None]),
+}
+
+
+@pytest.mark.parametrize("key, value", [(key, value) for key, values in _BAD.items() for value in values], ids=lambda value: str(value)[:20])
+def test_values_of_another_kind(store: Store, key: str, value: Any) -> None:
+    """A lease that cannot be believed is nobody's: no task works under it, nobody takes it over, and nothing of it is removed."""
+    taken = hold(store, volumes=("ci-00",), ttl=1).after
+    make(store, taken, "ci-00")
+    path = store.path / ".remotefs" / "leases" / "ci.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    let_pass(store, HOUR)
+    for act in (hold, release, lambda store: make(store, taken, "ci-00"), lambda store: hold(store, "job-2")):
+        with pytest.raises((errors.ChainBroken, errors.NeedsRecovery)):
+            act(store)
+    assert [one["name"] for one in collect(store).skipped] == ["ci"] and (store.path / "ci-00").exists()
+
+
 @pytest.mark.parametrize("kind", ["fifo", "directory", "sparse"])
 def test_something_else_in_the_place_of_a_lease(store: Store, kind: str) -> None:
     hold(store, name="other", owner="job-2", ttl=1)

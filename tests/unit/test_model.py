@@ -103,3 +103,8 @@ def test_lists_for_people() -> None:
 def test_a_fraction_is_refused_with_a_way_to_say_it(text: str) -> None:
     with pytest.raises(errors.InvalidSize, match="not a whole number; give it in a smaller unit"):
         model.parse_size(text)
+
+
+@pytest.mark.parametrize("size, told", [(512, "512"), (1024, "1K"), (1536, "1536"), (1 << 30, "1G"), (10 << 30, "10G"), (1073742336, "1073742336")])
+def test_sizes_as_options_take_them(size: int, told: str) -> None:
+    assert model.size_word(size) == told and model.parse_size(told) == size

@@ -22,7 +22,7 @@ def find_share(share: str, mounts: tuple[tables.Mount, ...], mount_base: str, fs
     if mount is None and not sources.is_source(share) and not any(sources.is_entry_of(entry, share) for entry in entries):
         problem = "it is neither an absolute directory nor a source such as nas1:/vols or //nas1/vols"
         raise errors.InvalidParameter(
-            f"share {share!r}", problem, "give one of these; the tag of a machine or the name of a cluster is known while it is mounted"
+            f"share {share!r}", problem, "give one of these; a name of another kind, which some file systems have, is known only while it is mounted"
         )
     if mount is None and any(other.is_trigger for other in mounts):
         from . import automount  # late: most hosts have no automounter

@@ -82,7 +82,7 @@ def ensure_volume(volume: model.Volume, desired: DesiredVolume) -> Plan:
         raise errors.WouldShrink(
             subject,
             f"it has {model.size_text(volume.size)} and is never shrunk to {model.size_text(desired.size)}",
-            f"ask for at least {volume.size}",
+            f"ask for at least {model.size_word(volume.size)}",
         )
     repairs, after = headers.header_repairs(volume)
     after = with_details(after, desired)
