@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import leases, metrics
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import leases, metrics, shares
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
 
 from .test_clones import write
@@ -107,6 +107,18 @@ def test_what_cannot_be_read_alerts(layered: Store, tmp_path: Path) -> None:
     assert ("remotefs_volume_size_bytes", (share, "vol")) not in found
     assert {key: value for key, value in found.items() if str(gone.path) in key[1]} == {("remotefs_share_up", (str(gone.path),)): 0}
     assert found["remotefs_share_up", (share,)] == 1
+
+
+def test_no_sample_is_there_twice(layered: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share that is named twice, or spelt in two ways, or mounted twice. The collector refuses a whole file for one sample that is there twice."""
+    share, gone = str(layered.path), "/nowhere/x"
+    found = parsed(metrics.text(metrics.of_shares([share, gone, share + "/", gone], "/nowhere", "/dev/null", 5, True, time.time())))
+    assert found["remotefs_share_up", (share,)] == 1 and found["remotefs_share_up", (gone,)] == 0 and found["remotefs_volume_readable", (share, "vol")] == 1
+    told, whole = shares.look(share, "/nowhere", "/dev/null", 5)
+    for order in ("ab", "ba"):
+        monkeypatch.setattr(shares, "named", lambda *_more, order=order: list(order))
+        monkeypatch.setattr(shares, "look", lambda name, *_more: ({**told, "src": "nas1:/vols"}, whole if name == "a" else None))
+        assert list(of(layered).values())[1:] == [0], "one of its places cannot be read"
 
 
 def test_a_share_that_fails_while_it_is_read_is_down(layered: Store, monkeypatch: pytest.MonkeyPatch) -> None:

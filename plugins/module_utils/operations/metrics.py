@@ -57,18 +57,22 @@ class Sample(NamedTuple):
 
 
 def of_shares(names: list[str] | str | None, mount_base: str, fstab: str, timeout: float, volumes: bool, now: float) -> list[Sample]:
-    """Figures of shares, of their volumes and of their leases. A share that cannot be read has one: that it is not up.
+    """Figures of shares, of their volumes and of their leases. A share that cannot be read has one: that it is not up. One that is found at several
+    places is not up if it cannot be read at one of them.
 
     :param names: shares by source or directory; None: every mounted one. :param timeout: seconds for each share. :param volumes: also of each volume.
     :param now: seconds since 1970. :raises StorageError: the names or the table of mounts cannot be read.
     """
-    found = [Sample(WRITTEN, (), now)]
+    by_share: dict[tuple, list[Sample]] = {}
     for name in shares.named(names, mount_base):
-        found += _of_share(name, mount_base, fstab, timeout, volumes, now)
-    return found
+        samples = _of_share(name, mount_base, fstab, timeout, volumes, now)
+        if samples[0].labels not in by_share or not samples[0].value:  # it can be named twice, or mounted twice: whoever reads the file takes no sample twice
+            by_share[samples[0].labels] = samples
+    return [Sample(WRITTEN, (), now), *(one for samples in by_share.values() for one in samples)]
 
 
 def _of_share(name: str, mount_base: str, fstab: str, timeout: float, volumes: bool, now: float) -> list[Sample]:
+    """The first of them is whether it is up."""
     told, share = shares.look(name, mount_base, fstab, timeout)
     labels = (("share", str(told["src"])),)
     if share is None:
