@@ -38,7 +38,7 @@ def parsed(text: str) -> dict[tuple[str, tuple[str, ...]], float]:
     found: dict[tuple[str, tuple[str, ...]], float] = {}
     family, seen, expecting = "", set(), "HELP"
     assert text.endswith("\n") and "\n\n" not in text
-    for line in text.splitlines():
+    for line in text[:-1].split("\n"):
         if line.startswith("# "):
             _hash, kind, name, rest = line.split(" ", 3)
             assert kind == expecting and rest
@@ -141,6 +141,24 @@ def test_names_that_mean_something_to_the_format(tmp_path: Path) -> None:
     store.path.mkdir()
     store.present("x-1.y", size=MIB)
     assert of(store)["remotefs_volume_size_bytes", (str(store.path), "x-1.y")] == MIB
+
+
+NAMES = ["caf\udce9", "\ud800", "a\u2028b", "a\x85b\rc\x0bd\x1c", "a\nb", "\u202e", "n" * 255, "{{ 1 // 0 }}", "<b>"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_mean_something_to_python(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Bytes that are no UTF-8 have no place in the file, and lines end where the format says so. What is told of the moment is no change."""
+    dest = tmp_path / "remotefs.prom"
+    store.present(size=MIB)
+    told, share = shares.look(str(store.path), "/nowhere", "/dev/null", 5)
+    monkeypatch.setattr(shares, "look", lambda *_more: ({**told, "src": name}, share))
+    found = metrics.of_shares([str(store.path)], "/nowhere", "/dev/null", 5, True, time.time())
+    assert metrics.write(found, str(dest), 0o644, False)["changed"]
+    (shown,) = {labels[0] for _family, labels in parsed(dest.read_bytes().decode("utf-8")) if labels}
+    assert shown == {"caf\udce9": "caf\\udce9", "\ud800": "\\ud800"}.get(name, name)
+    later = [one._replace(value=one.value + 4096) if one.family == "remotefs_share_free_bytes" else one for one in found]
+    assert not metrics.write(later, str(dest), 0o644, False)["changed"]
 
 
 def test_rules_are_about_figures_that_there_are(layered: Store) -> None:

@@ -166,14 +166,19 @@ def text(samples: Sequence[Sample]) -> str:
 
 
 def _line(one: Sample) -> str:
-    labels = ",".join(f'{name}="{value.translate(_ESCAPED)}"' for name, value in one.labels)
+    labels = ",".join(f'{name}="{_encodable(value).translate(_ESCAPED)}"' for name, value in one.labels)
     value = str(int(one.value)) if one.value == int(one.value) else repr(float(one.value))
     return f"{one.family}{{{labels}}} {value}" if labels else f"{one.family} {value}"
 
 
+def _encodable(value: str) -> str:
+    """A name whose bytes are no UTF-8, with escapes for those."""
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def lasting(told: str) -> str:
     """The text without the figures that are others at each moment, although nothing was changed."""
-    return "".join(line for line in told.splitlines(True) if not line.startswith(_OF_THE_MOMENT))
+    return "\n".join(line for line in told.split("\n") if not line.startswith(_OF_THE_MOMENT))  # only this ends a line: names can have others that Python knows
 
 
 # -- the file --------------------------------------------------------------------------------------------------------
@@ -202,7 +207,7 @@ def _content(path: str) -> str | None:
     """What a file has; None where there is none that can be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, encoding="utf-8", errors="replace") as stream:
+        with open(fd, encoding="utf-8", errors="replace", newline="") as stream:
             return stream.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
     except OSError:
         return None
