@@ -9,13 +9,18 @@ import json
 import os
 import re
 import shutil
+import socket
+import stat
 import subprocess
 import time
 from pathlib import Path
+from typing import Callable
 
 import pytest
 import yaml
 
+from ansible_collections.remotefs.storage.plugins.module_utils import errors
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import host_files
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import leases, metrics, shares
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
 
@@ -171,6 +176,37 @@ def test_rules_are_about_figures_that_there_are(layered: Store) -> None:
     assert labels <= {"instance", "share", "volume", "lease", "owner"}
     if shutil.which("promtool"):
         subprocess.run(["promtool", "check", "rules", str(RULES)], check=True)
+
+
+THINGS: dict[str, Callable[[Path], object]] = {
+    "link": lambda path: path.symlink_to(path.with_name("real")),
+    "link to nothing": lambda path: path.symlink_to("/nowhere/x"),
+    "pipe": lambda path: os.mkfifo(path, 0o666),
+    "directory": lambda path: path.mkdir(),
+    "socket": lambda path: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path)),
+}
+
+
+@pytest.mark.parametrize("thing", THINGS)
+def test_what_is_no_file_stays(tmp_path: Path, thing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device such as /dev/null must not become a file, and the file that a link names would get old."""
+    dest = tmp_path / "remotefs.prom"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").write_text("")
+    THINGS[thing](dest)
+    before = dest.lstat()
+    for is_check in (True, False):
+        with pytest.raises(errors.InvalidParameter, match="option dest .*not replaced"):
+            metrics.write([], str(dest), 0o644, is_check)
+    assert (dest.lstat().st_ino, dest.lstat().st_mode) == (before.st_ino, before.st_mode) and len(os.listdir(tmp_path)) == 2
+
+
+def test_a_file_never_gets_the_mode_of_a_link(tmp_path: Path) -> None:
+    """Also of files that other modules write: one that is a link just then is replaced, and not everybody may write to it."""
+    (tmp_path / "real").write_text("x")
+    (tmp_path / "link").symlink_to("real")
+    host_files.replace_file(str(tmp_path / "link"), b"y", 0o640)
+    assert (tmp_path / "link").lstat().st_mode == stat.S_IFREG | 0o640 and (tmp_path / "real").read_text() == "x"
 
 
 @pytest.mark.slow

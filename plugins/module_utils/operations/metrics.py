@@ -187,8 +187,9 @@ def lasting(told: str) -> str:
 def write(samples: Sequence[Sample], dest: str, mode: int, check: bool) -> dict:
     """Replace the file ``dest`` by these samples, unless it is only a ``check``. Returns what the module does.
 
-    :param mode: of a new file. :raises StorageError: it cannot be written.
+    :param mode: of a new file. :raises InvalidParameter: something else than a file is there. :raises StorageError: it cannot be written.
     """
+    _require_replaceable(dest)
     told, before = text(samples), _content(dest)
     if not check:
         host_files.replace_file(dest, told.encode("utf-8"), mode)
@@ -201,6 +202,13 @@ def write(samples: Sequence[Sample], dest: str, mode: int, check: bool) -> dict:
         "actions": [{"step": "write_metrics", "file": dest}],
         "diff": {"before": lasting(before or ""), "after": figures},
     }
+
+
+def _require_replaceable(path: str) -> None:
+    """:raises InvalidParameter: there is a device, a directory or a link, which must not become a file."""
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        what = "a symbolic link" if os.path.islink(path) else "no regular file"
+        raise errors.InvalidParameter(f"option dest {path}", f"it is {what} and is not replaced", "name the file itself")
 
 
 def _content(path: str) -> str | None:
