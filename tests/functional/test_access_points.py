@@ -495,6 +495,17 @@ def test_what_is_in_the_way(opener: Opener, kind: str) -> None:
         assert not opener.close(kind).changed and path.exists()
 
 
+@pytest.mark.parametrize("name", ["a\nb", "caf\udce9", "\u202e"], ids=ascii)
+def test_a_share_with_any_name(opener: Opener, name: str) -> None:
+    """What is opened of it is found again, and can be closed."""
+    moved = opener.store.path.with_name(name)
+    opener.store.path.rename(moved)
+    opener.store = Store(moved)
+    opener.open(guard.NBD)
+    assert opener.open(guard.NBD).renewed and are_all(opener.shown(guard.NBD), 1)
+    assert opener.close(guard.NBD).changed and opener.is_gone() and not opener.warned
+
+
 def test_paths_that_cannot_be(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others could exchange a part of the path, it lies on the share, or it is no path."""
     def open_at(kind: str, path: str) -> None:
@@ -778,6 +789,7 @@ def test_the_module(opener: Opener) -> None:
         ({"nbd": "/x", "path": "/y"}, "invalid_parameter"),
         ({}, "invalid_parameter"),
         ({"nbd": opener.at(guard.NBD, "b"), "ttl": "0"}, "invalid_parameter"),
+        ({"nbd": opener.at(guard.NBD, "b"), "snapshot": "s1", "ttl": "999999999999w"}, "invalid_parameter"),
         ({"nbd": opener.at(guard.NBD, "b"), "snapshot": "none"}, "snapshot_not_found"),
         ({"nbd": opener.at(guard.NBD, "b"), "volume": "none"}, "volume_not_found"),
         ({"nbd": opener.at(guard.NBD, "b"), "volume": "vol*"}, "invalid_name"),
