@@ -25,6 +25,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.access import gua
 from ansible_collections.remotefs.storage.plugins.module_utils.access.folders import AccessDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.access.record import Record
 from ansible_collections.remotefs.storage.plugins.module_utils.access.targets import target_at
+from ansible_collections.remotefs.storage.plugins.module_utils.consumers import private_files
+from ansible_collections.remotefs.storage.plugins.module_utils.consumers.run_directory import Place, RunDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import opened_points
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.opened_points import CloseRequest, Done, OpenRequest
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.updating import SourceRequest
@@ -434,6 +436,25 @@ def test_a_folder_that_is_removed_ends_the_point(opener: Opener, monkeypatch: py
     os.kill(record.guard, signal.SIGTERM)
     wait_for(lambda: is_zombie(record.daemon))
     wait_for(opener.is_gone)
+
+
+def test_a_point_that_ends_at_this_moment(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its guard removes its folder while a task looks at it: there is nothing to read, which is no error. It is the same with machines."""
+    opener.open(guard.NBD, name="ends")
+    target, real = target_at(guard.NBD, opener.at(guard.NBD, "ends")), private_files.require_own
+    going = opener.directory.folder(target.name)
+
+    def require_own(path: str) -> None:
+        if path == going and os.path.lexists(going):
+            holder.end(opener.directory, target, None)
+        real(path)
+
+    monkeypatch.setattr(private_files, "require_own", require_own)
+    assert opener.close(guard.NBD).closed == () and not os.path.lexists(going) and not opener.warned
+    machines, place = RunDirectory(str(opener.place / "run")), Place(str(opener.place / "run"), "m")
+    os.mkdir(place.folder)
+    monkeypatch.setattr(private_files, "require_own", lambda path: (os.rmdir(path) if path == place.folder else None, real(path))[1])
+    assert machines.read(place) is None
 
 
 def test_the_guard_is_small_and_keeps_no_file(opener: Opener) -> None:
