@@ -330,6 +330,11 @@ def test_where_locks_are_not_seen(opener: Opener, monkeypatch: pytest.MonkeyPatc
         (marks / "x.json").write_bytes(nonsense)
         assert "opened/x.json cannot be read" in str(refused(store, errors.InUse, lambda check: store.delete("s2", check=check)))
     (marks / "x.json").unlink()
+    for thing in (os.mkfifo, os.mkdir, lambda path: path.symlink_to("/nowhere/x")):
+        thing(marks / "x.json")
+        assert "opened/x.json cannot be read" in str(refused(store, errors.InUse, lambda check: store.delete("s2", check=check)))
+        assert opener.open(guard.NBD, "s2").changed and opener.open(guard.NBD, "s2").renewed and opener.close(guard.NBD).changed
+        (marks / "x.json").rmdir() if thing is os.mkdir else (marks / "x.json").unlink()
     store.delete("s2")
     assert are_all(store_content(store), 3)
 
