@@ -443,6 +443,44 @@ def test_a_folder_that_is_removed_ends_the_point(opener: Opener, monkeypatch: py
     wait_for(opener.is_gone)
 
 
+def test_a_guard_that_is_killed_while_it_removes_its_folder(opener: Opener) -> None:
+    """The number of the old daemon is left. The next task does not take it for the new one's, before that shows anything."""
+    opener.open(guard.NBD)
+    old, folder = opener.record(guard.NBD), Path(opener.directory.folder(target_at(guard.NBD, opener.at(guard.NBD)).name))
+    os.kill(old.guard, signal.SIGSTOP)
+    kill(old.daemon, old.guard)
+    wait_for(lambda: is_zombie(old.daemon))
+    os.unlink(opener.at(guard.NBD))
+    (folder / guard.RECORD).unlink()
+    assert [path.name for path in folder.iterdir()] == [guard.PID]
+    opener.open(guard.NBD)
+    record = opener.record(guard.NBD)
+    assert record.daemon != old.daemon and os.readlink(f"/proc/{record.daemon}/exe").endswith(holder.PROGRAM) and are_all(opener.shown(guard.NBD), 1)
+    assert opener.close(guard.NBD).changed and opener.is_gone()
+
+
+def test_a_daemon_that_is_killed_while_its_end_is_put_off(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its guard leaves the folder to the task until that has written the new end."""
+    opener.open(guard.NBD)
+    record, real = opener.record(guard.NBD), AccessDirectory.replace
+    folder = opener.directory.folder(record.target.name)
+
+    def is_waiting() -> bool:
+        return any(" -> FLOCK " in line and f" {record.guard} " in line for line in Path("/proc/locks").read_text().splitlines())
+
+    def replace(directory: AccessDirectory, renewed: Record) -> None:
+        kill(record.daemon)
+        wait_for(lambda: is_waiting() or not os.path.lexists(folder))
+        real(directory, renewed)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AccessDirectory, "replace", replace)
+        assert opener.open(guard.NBD).renewed
+    wait_for(opener.is_gone)
+    opener.open(guard.NBD)
+    assert are_all(opener.shown(guard.NBD), 1)
+
+
 def test_a_point_that_ends_at_this_moment(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its guard removes its folder while a task looks at it: there is nothing to read, which is no error. It is the same with machines."""
     opener.open(guard.NBD, name="ends")
