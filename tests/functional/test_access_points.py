@@ -841,6 +841,17 @@ def test_tasks_at_once(opener: Opener) -> None:
 
 
 @pytest.mark.slow
+def test_the_module_closes_points_of_a_share_that_is_gone(opener: Opener) -> None:
+    """However its directory is spelt. Points of another share stay."""
+    opener.open(guard.NBD)
+    path, where = opener.store.path, {"volume": "vol", "state": "closed", "run_dir": opener.directory.path}
+    path.rename(path.with_name("elsewhere"))
+    assert not call("remotefs_access", {**where, "share": [f"{path.parent}/other"]})["changed"]
+    closed = call("remotefs_access", {**where, "share": [f"{path.parent}//./{path.name}/"]})
+    assert closed["changed"] and closed["closed"][0]["nbd"] == opener.at(guard.NBD) and opener.is_gone()
+
+
+@pytest.mark.slow
 def test_the_module(opener: Opener) -> None:
     """What it returns, and what it refuses."""
     store = opener.store
