@@ -246,12 +246,12 @@ def _done(params: dict, options):
 
 def _known_as(params: dict) -> frozenset:
     """The names and directories of the shares that are given. Whoever closes a point need not reach its share."""
-    from ..module_utils.mounts.resolve import share_names
+    from ..module_utils.mounts.resolve import clean_path, is_directory_name, share_names
     from ..module_utils.operations.candidates import find_candidates
 
     if not params["share"]:
         return frozenset()
-    found = set(share_names(params["share"]))
+    found = {clean_path(name, "share") if is_directory_name(name) else name for name in share_names(params["share"])}
     try:
         found.update(name for share in find_candidates(params["share"], params["mount_base"]).shares for name in (share.source, share.path))
     except errors.StorageError:

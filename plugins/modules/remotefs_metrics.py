@@ -23,7 +23,8 @@ extends_documentation_fragment:
   - remotefs.storage.store.shares
 options:
   dest:
-    description: The file. Its directory must be there. The textfile collector reads names that end with C(.prom).
+    description: The file. Its directory must be there, and nothing else than a file may be in its place. The textfile collector reads names that end with
+      C(.prom).
     type: path
     required: true
   mode:

@@ -25,6 +25,8 @@ from ansible_collections.remotefs.storage.plugins.module_utils.access import gua
 from ansible_collections.remotefs.storage.plugins.module_utils.access.folders import AccessDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.access.record import Record
 from ansible_collections.remotefs.storage.plugins.module_utils.access.targets import target_at
+from ansible_collections.remotefs.storage.plugins.module_utils.consumers import private_files
+from ansible_collections.remotefs.storage.plugins.module_utils.consumers.run_directory import Place, RunDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import opened_points
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.opened_points import CloseRequest, Done, OpenRequest
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.updating import SourceRequest
@@ -328,6 +330,11 @@ def test_where_locks_are_not_seen(opener: Opener, monkeypatch: pytest.MonkeyPatc
         (marks / "x.json").write_bytes(nonsense)
         assert "opened/x.json cannot be read" in str(refused(store, errors.InUse, lambda check: store.delete("s2", check=check)))
     (marks / "x.json").unlink()
+    for thing in (os.mkfifo, os.mkdir, lambda path: path.symlink_to("/nowhere/x")):
+        thing(marks / "x.json")
+        assert "opened/x.json cannot be read" in str(refused(store, errors.InUse, lambda check: store.delete("s2", check=check)))
+        assert opener.open(guard.NBD, "s2").changed and opener.open(guard.NBD, "s2").renewed and opener.close(guard.NBD).changed
+        (marks / "x.json").rmdir() if thing is os.mkdir else (marks / "x.json").unlink()
     store.delete("s2")
     assert are_all(store_content(store), 3)
 
@@ -436,6 +443,63 @@ def test_a_folder_that_is_removed_ends_the_point(opener: Opener, monkeypatch: py
     wait_for(opener.is_gone)
 
 
+def test_a_guard_that_is_killed_while_it_removes_its_folder(opener: Opener) -> None:
+    """The number of the old daemon is left. The next task does not take it for the new one's, before that shows anything."""
+    opener.open(guard.NBD)
+    old, folder = opener.record(guard.NBD), Path(opener.directory.folder(target_at(guard.NBD, opener.at(guard.NBD)).name))
+    os.kill(old.guard, signal.SIGSTOP)
+    kill(old.daemon, old.guard)
+    wait_for(lambda: is_zombie(old.daemon))
+    os.unlink(opener.at(guard.NBD))
+    (folder / guard.RECORD).unlink()
+    assert [path.name for path in folder.iterdir()] == [guard.PID]
+    opener.open(guard.NBD)
+    record = opener.record(guard.NBD)
+    assert record.daemon != old.daemon and os.readlink(f"/proc/{record.daemon}/exe").endswith(holder.PROGRAM) and are_all(opener.shown(guard.NBD), 1)
+    assert opener.close(guard.NBD).changed and opener.is_gone()
+
+
+def test_a_daemon_that_is_killed_while_its_end_is_put_off(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its guard leaves the folder to the task until that has written the new end."""
+    opener.open(guard.NBD)
+    record, real = opener.record(guard.NBD), AccessDirectory.replace
+    folder = opener.directory.folder(record.target.name)
+
+    def is_waiting() -> bool:
+        return any(" -> FLOCK " in line and f" {record.guard} " in line for line in Path("/proc/locks").read_text().splitlines())
+
+    def replace(directory: AccessDirectory, renewed: Record) -> None:
+        kill(record.daemon)
+        wait_for(lambda: is_waiting() or not os.path.lexists(folder))
+        real(directory, renewed)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AccessDirectory, "replace", replace)
+        assert opener.open(guard.NBD).renewed
+    wait_for(opener.is_gone)
+    opener.open(guard.NBD)
+    assert are_all(opener.shown(guard.NBD), 1)
+
+
+def test_a_point_that_ends_at_this_moment(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its guard removes its folder while a task looks at it: there is nothing to read, which is no error. It is the same with machines."""
+    opener.open(guard.NBD, name="ends")
+    target, real = target_at(guard.NBD, opener.at(guard.NBD, "ends")), private_files.require_own
+    going = opener.directory.folder(target.name)
+
+    def require_own(path: str) -> None:
+        if path == going and os.path.lexists(going):
+            holder.end(opener.directory, target, None)
+        real(path)
+
+    monkeypatch.setattr(private_files, "require_own", require_own)
+    assert opener.close(guard.NBD).closed == () and not os.path.lexists(going) and not opener.warned
+    machines, place = RunDirectory(str(opener.place / "run")), Place(str(opener.place / "run"), "m")
+    os.mkdir(place.folder)
+    monkeypatch.setattr(private_files, "require_own", lambda path: (os.rmdir(path) if path == place.folder else None, real(path))[1])
+    assert machines.read(place) is None
+
+
 def test_the_guard_is_small_and_keeps_no_file(opener: Opener) -> None:
     """Locks end with the daemon, because it alone has the files. No task's output is held open."""
     opener.open(guard.NBD, "s2")
@@ -493,6 +557,17 @@ def test_what_is_in_the_way(opener: Opener, kind: str) -> None:
         with pytest.raises(errors.Conflict):
             opener.open(kind)
         assert not opener.close(kind).changed and path.exists()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "caf\udce9", "\u202e"], ids=ascii)
+def test_a_share_with_any_name(opener: Opener, name: str) -> None:
+    """What is opened of it is found again, and can be closed."""
+    moved = opener.store.path.with_name(name)
+    opener.store.path.rename(moved)
+    opener.store = Store(moved)
+    opener.open(guard.NBD)
+    assert opener.open(guard.NBD).renewed and are_all(opener.shown(guard.NBD), 1)
+    assert opener.close(guard.NBD).changed and opener.is_gone() and not opener.warned
 
 
 def test_paths_that_cannot_be(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -766,6 +841,17 @@ def test_tasks_at_once(opener: Opener) -> None:
 
 
 @pytest.mark.slow
+def test_the_module_closes_points_of_a_share_that_is_gone(opener: Opener) -> None:
+    """However its directory is spelt. Points of another share stay."""
+    opener.open(guard.NBD)
+    path, where = opener.store.path, {"volume": "vol", "state": "closed", "run_dir": opener.directory.path}
+    path.rename(path.with_name("elsewhere"))
+    assert not call("remotefs_access", {**where, "share": [f"{path.parent}/other"]})["changed"]
+    closed = call("remotefs_access", {**where, "share": [f"{path.parent}//./{path.name}/"]})
+    assert closed["changed"] and closed["closed"][0]["nbd"] == opener.at(guard.NBD) and opener.is_gone()
+
+
+@pytest.mark.slow
 def test_the_module(opener: Opener) -> None:
     """What it returns, and what it refuses."""
     store = opener.store
@@ -778,6 +864,7 @@ def test_the_module(opener: Opener) -> None:
         ({"nbd": "/x", "path": "/y"}, "invalid_parameter"),
         ({}, "invalid_parameter"),
         ({"nbd": opener.at(guard.NBD, "b"), "ttl": "0"}, "invalid_parameter"),
+        ({"nbd": opener.at(guard.NBD, "b"), "snapshot": "s1", "ttl": "999999999999w"}, "invalid_parameter"),
         ({"nbd": opener.at(guard.NBD, "b"), "snapshot": "none"}, "snapshot_not_found"),
         ({"nbd": opener.at(guard.NBD, "b"), "volume": "none"}, "volume_not_found"),
         ({"nbd": opener.at(guard.NBD, "b"), "volume": "vol*"}, "invalid_name"),

@@ -43,6 +43,7 @@ ODD: list[tuple[dict, str, str]] = [
     ({**JOB, "ttl": "two hours"}, "invalid_parameter", "option ttl"),
     ({**JOB, "ttl": ""}, "invalid_parameter", "option ttl"),
     ({**JOB, "ttl": f"{LONG}w"}, "invalid_parameter", "option ttl"),
+    ({**JOB, "ttl": "999999999999w"}, "invalid_parameter", "option ttl"),
     ({"state": "collected", "grace": "-15m"}, "invalid_parameter", "option grace"),
     ({"state": "collected", "golden_keep": -1}, "invalid_parameter", "-1 is negative"),
     ({**JOB, "collect": True, "golden_keep": -1}, "invalid_parameter", "-1 is negative"),

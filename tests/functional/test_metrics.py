@@ -9,14 +9,19 @@ import json
 import os
 import re
 import shutil
+import socket
+import stat
 import subprocess
 import time
 from pathlib import Path
+from typing import Callable
 
 import pytest
 import yaml
 
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import leases, metrics
+from ansible_collections.remotefs.storage.plugins.module_utils import errors
+from ansible_collections.remotefs.storage.plugins.module_utils.mounts import host_files
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import leases, metrics, shares
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
 
 from .test_clones import write
@@ -38,7 +43,7 @@ def parsed(text: str) -> dict[tuple[str, tuple[str, ...]], float]:
     found: dict[tuple[str, tuple[str, ...]], float] = {}
     family, seen, expecting = "", set(), "HELP"
     assert text.endswith("\n") and "\n\n" not in text
-    for line in text.splitlines():
+    for line in text[:-1].split("\n"):
         if line.startswith("# "):
             _hash, kind, name, rest = line.split(" ", 3)
             assert kind == expecting and rest
@@ -109,6 +114,18 @@ def test_what_cannot_be_read_alerts(layered: Store, tmp_path: Path) -> None:
     assert found["remotefs_share_up", (share,)] == 1
 
 
+def test_no_sample_is_there_twice(layered: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share that is named twice, or spelt in two ways, or mounted twice. The collector refuses a whole file for one sample that is there twice."""
+    share, gone = str(layered.path), "/nowhere/x"
+    found = parsed(metrics.text(metrics.of_shares([share, gone, share + "/", gone], "/nowhere", "/dev/null", 5, True, time.time())))
+    assert found["remotefs_share_up", (share,)] == 1 and found["remotefs_share_up", (gone,)] == 0 and found["remotefs_volume_readable", (share, "vol")] == 1
+    told, whole = shares.look(share, "/nowhere", "/dev/null", 5)
+    for order in ("ab", "ba"):
+        monkeypatch.setattr(shares, "named", lambda *_more, order=order: list(order))
+        monkeypatch.setattr(shares, "look", lambda name, *_more: ({**told, "src": "nas1:/vols"}, whole if name == "a" else None))
+        assert list(of(layered).values())[1:] == [0], "one of its places cannot be read"
+
+
 def test_a_share_that_fails_while_it_is_read_is_down(layered: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_share: object) -> None:
         raise OSError(116, "Stale file handle")
@@ -131,6 +148,24 @@ def test_names_that_mean_something_to_the_format(tmp_path: Path) -> None:
     assert of(store)["remotefs_volume_size_bytes", (str(store.path), "x-1.y")] == MIB
 
 
+NAMES = ["caf\udce9", "\ud800", "a\u2028b", "a\x85b\rc\x0bd\x1c", "a\nb", "\u202e", "n" * 255, "{{ 1 // 0 }}", "<b>"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_mean_something_to_python(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Bytes that are no UTF-8 have no place in the file, and lines end where the format says so. What is told of the moment is no change."""
+    dest = tmp_path / "remotefs.prom"
+    store.present(size=MIB)
+    told, share = shares.look(str(store.path), "/nowhere", "/dev/null", 5)
+    monkeypatch.setattr(shares, "look", lambda *_more: ({**told, "src": name}, share))
+    found = metrics.of_shares([str(store.path)], "/nowhere", "/dev/null", 5, True, time.time())
+    assert metrics.write(found, str(dest), 0o644, False)["changed"]
+    (shown,) = {labels[0] for _family, labels in parsed(dest.read_bytes().decode("utf-8")) if labels}
+    assert shown == {"caf\udce9": "caf\\udce9", "\ud800": "\\ud800"}.get(name, name)
+    later = [one._replace(value=one.value + 4096) if one.family == "remotefs_share_free_bytes" else one for one in found]
+    assert not metrics.write(later, str(dest), 0o644, False)["changed"]
+
+
 def test_rules_are_about_figures_that_there_are(layered: Store) -> None:
     leases.hold(leases.LeaseRequest(layered.share, Asked("ci", "job", 3600)), layered.options())
     there = {name for name, _labels in of(layered, now=time.time() + 60)}
@@ -150,6 +185,37 @@ def test_prometheus_reads_them(layered: Store) -> None:
     assert subprocess.run(["promtool", "check", "metrics"], input=text, text=True, check=False).returncode == 0
     spoiled = text.replace(" gauge\n", " gage\n", 1)
     assert subprocess.run(["promtool", "check", "metrics"], input=spoiled, text=True, check=False, capture_output=True).returncode != 0
+
+
+THINGS: dict[str, Callable[[Path], object]] = {
+    "link": lambda path: path.symlink_to(path.with_name("real")),
+    "link to nothing": lambda path: path.symlink_to("/nowhere/x"),
+    "pipe": lambda path: os.mkfifo(path, 0o666),
+    "directory": lambda path: path.mkdir(),
+    "socket": lambda path: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path)),
+}
+
+
+@pytest.mark.parametrize("thing", THINGS)
+def test_what_is_no_file_stays(tmp_path: Path, thing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device such as /dev/null must not become a file, and the file that a link names would get old."""
+    dest = tmp_path / "remotefs.prom"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").write_text("")
+    THINGS[thing](dest)
+    before = dest.lstat()
+    for is_check in (True, False):
+        with pytest.raises(errors.InvalidParameter, match="option dest .*not replaced"):
+            metrics.write([], str(dest), 0o644, is_check)
+    assert (dest.lstat().st_ino, dest.lstat().st_mode) == (before.st_ino, before.st_mode) and len(os.listdir(tmp_path)) == 2
+
+
+def test_a_file_never_gets_the_mode_of_a_link(tmp_path: Path) -> None:
+    """Also of files that other modules write: one that is a link just then is replaced, and not everybody may write to it."""
+    (tmp_path / "real").write_text("x")
+    (tmp_path / "link").symlink_to("real")
+    host_files.replace_file(str(tmp_path / "link"), b"y", 0o640)
+    assert (tmp_path / "link").lstat().st_mode == stat.S_IFREG | 0o640 and (tmp_path / "real").read_text() == "x"
 
 
 @pytest.mark.slow

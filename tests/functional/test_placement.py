@@ -214,6 +214,28 @@ def test_nothing_new_is_placed_on_a_share_in_maintenance(three: list[str]) -> No
     assert where(run(three[:1], [{"name": "linked2", **linked}]), three) == [0]
 
 
+@pytest.mark.parametrize("place", [".remotefs", ".remotefs/marks"])
+def test_a_mark_behind_a_link_is_none(tmp_path: Path, place: str) -> None:
+    """Somebody else on the share may have made the link, to a server that never answers."""
+    elsewhere, share = tmp_path / "elsewhere", tmp_path / "share"
+    share.mkdir()
+    mark(str(share))
+    (share / ".remotefs" / "ballast").mkdir(exist_ok=True)
+    share_of, first = Share(str(share), str(share), "directory"), 576 << 10
+    assert maintenance.is_marked(str(share)) and small_of(share_of) < first
+    (share / place).rename(elsewhere)
+    (share / place).symlink_to(elsewhere)
+    assert not maintenance.is_marked(str(share)) and not maintenance.is_marked("/nowhere/x")
+    assert (small_of(share_of) > first) == (place == ".remotefs")
+
+
+def small_of(share: Share) -> int:
+    """What a task expects the records of one volume to take."""
+    found = Capacity()
+    found.look([share])
+    return found.small(share)
+
+
 def test_images_replicas_and_moves_stay_away_too(three: list[str], tmp_path: Path) -> None:
     """A volume can leave such a share, though, and a replica that is there is kept up."""
     run(three[:1], [{"name": "old"}], size="1M", snapshot="s")

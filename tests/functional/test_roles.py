@@ -401,3 +401,33 @@ def test_the_comparison_of_replicas_finds_what_is_wrong(player: Player) -> None:
         case({"a": ["x"], "b": ["y"]}, "b", ("a", ["x"], []), ("b", ["x"], [])),
         case({"a": ["y"], "b": ["x"]}, "a", ("a", ["x"], []), ("b", ["x"], [])),
     ])
+
+
+NAMES_OF_AN_EXPORT = {"export_image": "/srv/x.xfs", "export_name": "x", "export_smb": {"share": "x", "user": "x"}}
+
+
+def checked(refused_by: str = "", **variables: object) -> dict:
+    """Whether the role export refuses variables, and in which task. Only its checks run."""
+    role = {"name": "remotefs.storage.export", "tasks_from": "check", "public": False}
+    given = {"export_path": "/srv/x", "export_host": "nas1", **NAMES_OF_AN_EXPORT, "export_gluster": {}, **variables}
+    given["export_smb"] = {**given["export_smb"], "password": "not-a-secret"}
+    task = {"ansible.builtin.include_role": role, "vars": given}
+    if not refused_by:
+        return task
+    told = asserted(f"ansible_failed_task.name == {refused_by!r}")
+    return {"block": [task, {"ansible.builtin.fail": {"msg": "not refused"}, "name": "Too late"}], "rescue": [told]}
+
+
+def test_no_name_of_an_export_ends_with_a_line_break(player: Player) -> None:
+    """It would end a command of a shell: one that removes an unfinished file would remove the finished one, with all volumes."""
+    names = "Check the path and the names"
+    player.play(
+        checked(),
+        checked(names, export_path="/srv/x\n", export_image="/srv/x.xfs"),
+        checked(names, export_image="/srv/x.xfs\n"),
+        checked(names, export_name="x\n"),
+        checked(names, export_smb={"share": "x\n", "user": "x"}),
+        checked(names, export_smb={"share": "global", "user": "x"}),
+        checked(names, export_smb={}, export_gluster={"volume": "x\n"}),
+        checked("Check the SMB share", export_smb={"share": "x", "user": "x\n"}),
+    )

@@ -11,15 +11,18 @@ import os
 import signal
 import socket
 import subprocess
+import types
 from pathlib import Path
 from typing import Callable, Iterator
 
 import pytest
 
+from ansible_collections.remotefs.storage.plugins.module_utils import model
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import trying
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import share_contents, shares
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.capacity import Capacity
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import Directory, ShareDirectory
+from ansible_collections.remotefs.storage.plugins.module_utils.store.locks import lock_files
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import share_abilities
 
@@ -194,6 +197,16 @@ def test_locks_of_dead_and_of_unknown_tasks_are_told(tmp_path: Path) -> None:
     with VolumeLock(ShareDirectory(smb.share), "vol", timeout=0):
         assert [one["dead"] for one in told(smb)["locks"] if one["name"] == "vol"] == [False], "the next task took it away from the dead one"
     assert "vol" not in {one["name"] for one in told(smb)["locks"]}
+
+
+@pytest.mark.parametrize("when", [2**62, -(2**62), 2**40, -1])
+def test_times_that_cannot_be(layered: Store, when: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several file systems and servers take any number of 64 bits as the time of a file."""
+    (layered.path / ".remotefs" / "locks" / "torn.lease").write_text("{")
+    monkeypatch.setattr(lock_files.Directory, "status", lambda *_more: types.SimpleNamespace(st_mtime=float(when)))
+    (lock,) = told(layered)["locks"]
+    assert lock == {"name": "torn", "host": None, "task": None, "since": model.time_text(when), "dead": False}
+    assert (lock["since"] is None) == (abs(when) == 2**62)
 
 
 def test_where_the_kernel_keeps_locks_there_are_none(layered: Store) -> None:

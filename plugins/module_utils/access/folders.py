@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Iterator
 
 from .. import errors
@@ -76,6 +76,8 @@ class AccessDirectory:
     def write(self, record: Record) -> None:
         """Record a point, in a folder that is made if it is not there. :raises ToolFailed: it is somebody else's, or cannot be made."""
         private_files.make(self.path, self.folder(record.target.name))
+        with suppress(FileNotFoundError):
+            os.unlink(self.pid_file(record.target.name))  # of an older daemon: whoever removed that folder was killed before it was empty
         self.replace(record)
 
     def replace(self, record: Record) -> None:

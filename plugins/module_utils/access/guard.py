@@ -205,6 +205,7 @@ def _guard(given: dict) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX)
             break
         status = _status_of(pid)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # a task that puts the end off just now has the folder until it has written that
     if status is None:
         status = _ended(pid)
     if status is not None:  # one that the kernel cannot end still has its record

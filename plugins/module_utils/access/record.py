@@ -111,11 +111,17 @@ def _point(told: Any) -> Point:
     _require(isinstance(told, dict) and isinstance(told["parts"], list))
     parts = tuple(Part(_text(file), _number(device, 1 << 64), _number(inode, 1 << 64)) for file, device, inode in told["parts"])
     snapshot = None if told["snapshot"] is None else _text(told["snapshot"])
-    return Point(_path(told["share"]), _text(told["source"]), _text(told["volume"]), snapshot, parts, _number(told["size"], 1 << 63))
+    return Point(_absolute(_name(told["share"])), _name(told["source"]), _text(told["volume"]), snapshot, parts, _number(told["size"], 1 << 63))
 
 
 def _text(value: Any) -> str:
     _require(isinstance(value, str) and value.isprintable() and 0 < len(value) <= _LONGEST)
+    return str(value)
+
+
+def _name(value: Any) -> str:
+    """Of a share, which may have any letters. Messages escape them."""
+    _require(isinstance(value, str) and "\0" not in value and 0 < len(value) <= _LONGEST)
     return str(value)
 
 
@@ -125,8 +131,12 @@ def _mark(value: Any) -> str:
 
 
 def _path(value: Any) -> str:
-    _require(_text(value).startswith("/") and value == os.path.normpath(value))
-    return str(value)
+    return _absolute(_text(value))
+
+
+def _absolute(path: str) -> str:
+    _require(path.startswith("/") and path == os.path.normpath(path))
+    return path
 
 
 def _one_of(value: Any, known: tuple[str, ...]) -> str:

@@ -54,10 +54,10 @@ def read_record(path: str, folder: str, file: str, parse: Callable[[str, str], K
     :param path: the directory that has the ``folder`` with the ``file``. :raises ToolFailed: it cannot be read, or one of the two is somebody else's.
     """
     require_own(path)
-    require_own(folder)
     try:
+        require_own(folder)
         return parse(content(file), file)
-    except FileNotFoundError:
+    except FileNotFoundError:  # perhaps since this very moment: what it is about can end by itself
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise errors.ToolFailed(file, f"it cannot be read ({error})", remedy) from error

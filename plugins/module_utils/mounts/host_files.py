@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from .. import errors
 
@@ -15,7 +16,7 @@ def replace_file(path: str, content: bytes, mode: int = 0o644, keep: bool = True
 
     No link is followed.
 
-    :param mode: the mode of a new file. :param keep: keep the mode, owner and SELinux label of an existing file.
+    :param mode: the mode of a new file. :param keep: keep the mode, owner and SELinux label of a regular file that is there.
     :raises StorageError: the file cannot be written. The old file is unchanged in that case.
     """
     import tempfile
@@ -46,10 +47,10 @@ def replace_file(path: str, content: bytes, mode: int = 0o644, keep: bool = True
 
 
 def _take_attributes(descriptor: int, path: str | None, mode: int) -> None:
-    if path is None or not os.path.lexists(path):
+    old = os.lstat(path) if path is not None and os.path.lexists(path) else None
+    if path is None or old is None or not stat.S_ISREG(old.st_mode):  # everybody may write to a link, and to many a device
         os.fchmod(descriptor, mode)
         return
-    old = os.lstat(path)
     os.fchown(descriptor, old.st_uid, old.st_gid)
     os.fchmod(descriptor, old.st_mode & 0o7777)
     try:

@@ -57,18 +57,22 @@ class Sample(NamedTuple):
 
 
 def of_shares(names: list[str] | str | None, mount_base: str, fstab: str, timeout: float, volumes: bool, now: float) -> list[Sample]:
-    """Figures of shares, of their volumes and of their leases. A share that cannot be read has one: that it is not up.
+    """Figures of shares, of their volumes and of their leases. A share that cannot be read has one: that it is not up. One that is found at several
+    places is not up if it cannot be read at one of them.
 
     :param names: shares by source or directory; None: every mounted one. :param timeout: seconds for each share. :param volumes: also of each volume.
     :param now: seconds since 1970. :raises StorageError: the names or the table of mounts cannot be read.
     """
-    found = [Sample(WRITTEN, (), now)]
+    by_share: dict[tuple, list[Sample]] = {}
     for name in shares.named(names, mount_base):
-        found += _of_share(name, mount_base, fstab, timeout, volumes, now)
-    return found
+        samples = _of_share(name, mount_base, fstab, timeout, volumes, now)
+        if samples[0].labels not in by_share or not samples[0].value:  # it can be named twice, or mounted twice: whoever reads the file takes no sample twice
+            by_share[samples[0].labels] = samples
+    return [Sample(WRITTEN, (), now), *(one for samples in by_share.values() for one in samples)]
 
 
 def _of_share(name: str, mount_base: str, fstab: str, timeout: float, volumes: bool, now: float) -> list[Sample]:
+    """The first of them is whether it is up."""
     told, share = shares.look(name, mount_base, fstab, timeout)
     labels = (("share", str(told["src"])),)
     if share is None:
@@ -162,14 +166,19 @@ def text(samples: Sequence[Sample]) -> str:
 
 
 def _line(one: Sample) -> str:
-    labels = ",".join(f'{name}="{value.translate(_ESCAPED)}"' for name, value in one.labels)
+    labels = ",".join(f'{name}="{_encodable(value).translate(_ESCAPED)}"' for name, value in one.labels)
     value = str(int(one.value)) if one.value == int(one.value) else repr(float(one.value))
     return f"{one.family}{{{labels}}} {value}" if labels else f"{one.family} {value}"
 
 
+def _encodable(value: str) -> str:
+    """A name whose bytes are no UTF-8, with escapes for those."""
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def lasting(told: str) -> str:
     """The text without the figures that are others at each moment, although nothing was changed."""
-    return "".join(line for line in told.splitlines(True) if not line.startswith(_OF_THE_MOMENT))
+    return "\n".join(line for line in told.split("\n") if not line.startswith(_OF_THE_MOMENT))  # only this ends a line: names can have others that Python knows
 
 
 # -- the file --------------------------------------------------------------------------------------------------------
@@ -178,8 +187,9 @@ def lasting(told: str) -> str:
 def write(samples: Sequence[Sample], dest: str, mode: int, check: bool) -> dict:
     """Replace the file ``dest`` by these samples, unless it is only a ``check``. Returns what the module does.
 
-    :param mode: of a new file. :raises StorageError: it cannot be written.
+    :param mode: of a new file. :raises InvalidParameter: something else than a file is there. :raises StorageError: it cannot be written.
     """
+    _require_replaceable(dest)
     told, before = text(samples), _content(dest)
     if not check:
         host_files.replace_file(dest, told.encode("utf-8"), mode)
@@ -194,11 +204,18 @@ def write(samples: Sequence[Sample], dest: str, mode: int, check: bool) -> dict:
     }
 
 
+def _require_replaceable(path: str) -> None:
+    """:raises InvalidParameter: there is a device, a directory or a link, which must not become a file."""
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        what = "a symbolic link" if os.path.islink(path) else "no regular file"
+        raise errors.InvalidParameter(f"option dest {path}", f"it is {what} and is not replaced", "name the file itself")
+
+
 def _content(path: str) -> str | None:
     """What a file has; None where there is none that can be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, encoding="utf-8", errors="replace") as stream:
+        with open(fd, encoding="utf-8", errors="replace", newline="") as stream:
             return stream.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
     except OSError:
         return None

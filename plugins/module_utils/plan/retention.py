@@ -45,7 +45,7 @@ _PERIODS: dict[str, Callable[[datetime], str]] = {
     "yearly": lambda time: time.isoformat()[:4],
 }
 RULES = ("last", *_PERIODS)
-_LONGEST = 100 * 366 * 86400  # seconds: with longer durations a date could leave the calendar
+_LONGEST = 100 * 366 * 86400  # seconds: with longer durations a date could leave the calendar, and no lease and no opened point has a longer time
 
 
 @dataclass(frozen=True)
@@ -131,25 +131,20 @@ def _count(rule: str, value: object) -> int:
 def parse_duration(value: object, subject: str) -> int:
     """Seconds from a whole number with a unit: s, m (minutes), h, d or w. ``subject`` names the option in the error.
 
-    :raises InvalidParameter: it is no duration, or not above 0.
+    :raises InvalidParameter: it is no duration, not above 0, or so long that a time or a record could not have it.
     """
     match = _DURATION.match(str(value).strip())
     seconds = int(match.group(1)) * _SECONDS[match.group(2)] if match else 0
     if seconds <= 0:
         raise errors.InvalidParameter(subject, f"{str(value)[:60]!r} is no duration", "give a whole number above 0 with s, m, h, d or w, such as 30d")
+    if seconds > _LONGEST:
+        raise errors.InvalidParameter(subject, "it is more than a hundred years", "give a shorter time")
     return seconds
 
 
 def _within(value: object) -> int:
     """Seconds. None means that the rule is not given: 0. :raises InvalidParameter: it is no duration."""
-    return 0 if value is None or str(value).strip() in ("", "0") else _in_calendar(parse_duration(value, f"{_SUBJECT}.within"), f"{_SUBJECT}.within")
-
-
-def _in_calendar(seconds: int, subject: str) -> int:
-    """Return ``seconds``. :raises InvalidParameter: it is so long that a date could leave the calendar."""
-    if seconds > _LONGEST:
-        raise errors.InvalidParameter(subject, "it is more than a hundred years", "give a shorter time")
-    return seconds
+    return 0 if value is None or str(value).strip() in ("", "0") else parse_duration(value, f"{_SUBJECT}.within")
 
 
 def parse_expiry(value: str, now: str) -> desired.Expiry:
@@ -167,8 +162,7 @@ def parse_expiry(value: str, now: str) -> desired.Expiry:
         if match:
             return desired.Expiry(_format_time(_to_utc(match)))
         if present is not None and re.match(r"[0-9]+\s*[smhdw]\Z", text):
-            seconds = _in_calendar(parse_duration(text, subject), subject)
-            return desired.Expiry(_format_time(present + timedelta(seconds=seconds)), relative=True)
+            return desired.Expiry(_format_time(present + timedelta(seconds=parse_duration(text, subject))), relative=True)
     except (ValueError, OverflowError):
         pass
     raise errors.InvalidParameter(

@@ -29,6 +29,12 @@ def test_a_record_is_read_as_it_was_written(snapshot: str | None) -> None:
     assert Record.from_text(record.to_text(), "here") == record
 
 
+@pytest.mark.parametrize("name", ["caf\udce9", "a\nb", "\u202e", "\x85", "\ud800", "n" * 255, "{{ 1 }}"])
+def test_a_share_has_any_name(name: str) -> None:
+    record = replace(RECORD, point=replace(POINT, share="/srv/" + name, source="nas1:/" + name))
+    assert Record.from_text(record.to_text(), "here") == record
+
+
 LIES = [
     ("version", 2), ("version", None), ("boot", ""), ("boot", 1), ("boot", "a\nb"), ("boot", "x" * 5000), ("ends", -1), ("ends", "1"), ("ends", True),
     ("ends", 1e300), ("opened", None), ("guard", -1), ("guard", True), ("guard", 1 << 31), ("guard", 1.0), ("daemon", "1"),
@@ -38,7 +44,8 @@ LIES = [
     ("target", {"kind": ["nbd"], "path": "/x"}), ("point", None), ("point", []),
 ]
 POINT_LIES = [
-    ("share", "vols"), ("share", None), ("source", ""), ("volume", 1), ("snapshot", ""), ("snapshot", 7), ("parts", None), ("parts", [["db01", 1]]),
+    ("share", "vols"), ("share", None), ("share", "/a\0"), ("share", "/a/../b"), ("share", "/" * 5000), ("source", ""), ("source", "\0"),
+    ("volume", 1), ("snapshot", ""), ("snapshot", 7), ("parts", None), ("parts", [["db01", 1]]),
     ("parts", [["db01", -1, 2]]), ("parts", [["", 1, 2]]), ("parts", "abc"), ("size", -1), ("size", 1 << 63), ("size", None),
 ]
 

@@ -449,7 +449,7 @@ def test_units(text: str, seconds: int) -> None:
 
 
 def test_a_hundred_years_are_the_longest_span() -> None:
-    """Of 366 days, so that no span of a hundred years is refused."""
+    """Of 366 days, so that no span of a hundred years is refused. It is so for leases and opened points, too: their records have no longer one."""
     longest = timedelta(days=36600)
     assert retention.parse({"match": "*", "within": "36600d"}).within == longest.total_seconds()
     assert retention.parse_expiry("36600d", NOW).time == (datetime(2026, 11, 25, 12) + longest).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -458,6 +458,8 @@ def test_a_hundred_years_are_the_longest_span() -> None:
             retention.parse({"match": "*", "within": beyond})
         with pytest.raises(InvalidParameter):
             retention.parse_expiry(beyond, NOW)
+        with pytest.raises(InvalidParameter, match="option ttl: it is more than a hundred years"):
+            retention.parse_duration(beyond, "option ttl")
 
 
 def test_one_that_was_taken_this_very_second_is_the_newest() -> None:

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from typing import NamedTuple
 
-from ... import errors
+from ... import errors, model
 from ..files.directory import Directory, ShareDirectory
 from .lock import parse_owner
 
@@ -18,7 +17,8 @@ ENDING = ".lease"
 
 class LockFile(NamedTuple):
     """One such lock. ``name``: of the volume, or of what else is locked. ``host``, ``task``: of its holder, as the file has them; None if it names nobody.
-    ``since``: UTC, ISO 8601; of a file that names nobody, when it was written. ``dead``: whether this host can prove that the holder is gone."""
+    ``since``: UTC, ISO 8601; of a file that names nobody, when it was written (None for a time
+    that cannot be). ``dead``: whether this host can prove that the holder is gone."""
 
     name: str
     host: str | None
@@ -52,5 +52,5 @@ def _read(folder: Directory, name: str) -> LockFile | None:
         return LockFile(locked, owner.host, owner.task, owner.since, owner.is_dead())
     with suppress(errors.StorageError):
         status = folder.status(name)
-        return LockFile(locked, None, None, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(status.st_mtime)), False) if status is not None else None
+        return LockFile(locked, None, None, model.time_text(status.st_mtime), False) if status is not None else None
     return LockFile(locked, None, None, None, False)

@@ -75,7 +75,10 @@ def require_none(directory: ShareDirectory, file: str) -> None:
 def _read(directory: ShareDirectory, name: str) -> Mark | None:
     """None: it is no mark. One that has gone meanwhile names no files."""
     folder = directory.private(_FOLDER)
-    found = None if folder is None else replaced.read_file(folder, name + _SUFFIX, lambda fd, _status: (os.read(fd, SMALL_FILE), os.fstat(fd).st_mtime))
+    try:
+        found = None if folder is None else replaced.read_file(folder, name + _SUFFIX, lambda fd, _status: (os.read(fd, SMALL_FILE), os.fstat(fd).st_mtime))
+    except errors.UnsafeImage:  # somebody has put something else there: that keeps changes away, but nobody from opening a point
+        return None
     if found is None:
         return Mark("", "", (), 0.0)
     try:
