@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Iterable, NamedTuple
 
 from .. import errors, model
+from ..store.files import presence
 from ..store.files.directory import ShareDirectory
-from ..store.files.names import is_there
 from ..store.metadata import maintenance
 from ..store.volumes import chains
 from .candidates import Candidates
@@ -98,7 +98,7 @@ class Capacity:
                 if share.path not in self._figures:
                     self._figures[share.path] = read = _figures(share)
                     self._in_maintenance[share.path] = maintenance.is_marked(share.path)
-                    if not is_there(share.path, ".remotefs", "ballast"):
+                    if not presence.is_there(share.path, ".remotefs", "ballast"):
                         self._small[read.system] = self._small.get(read.system, 0) + _FIRST
 
     def look_again(self, shares: Iterable[model.Share]) -> None:

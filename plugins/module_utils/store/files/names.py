@@ -10,8 +10,6 @@ import os
 
 from ... import errors
 
-_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-
 
 class Names:
     """The names in the directory that ``fd`` has open."""
@@ -57,26 +55,6 @@ class Names:
         first = bisect.bisect_left(self._listing, prefix)
         behind = prefix[:-1] + chr(ord(prefix[-1]) + 1)  # sorts after all names that begin with the prefix
         return self._listing[first : bisect.bisect_left(self._listing, behind, first)]
-
-
-def is_there(path: str, *parts: str) -> bool:
-    """Whether something has that name below the directory of a share, which needs not be opened. Unlike with a path, no link among the folders is
-    followed: one could lead to a server that never answers, or let an automounter mount what somebody else has chosen. False where that cannot be told."""
-    *folders, name = parts
-    opened = -1
-    try:
-        opened = os.open(path, _FOLDER)
-        for folder in folders:
-            inner = os.open(folder, _FOLDER | os.O_NOFOLLOW, dir_fd=opened)
-            os.close(opened)
-            opened = inner
-        os.stat(name, dir_fd=opened, follow_symlinks=False)
-    except OSError:
-        return False
-    finally:
-        if opened >= 0:
-            os.close(opened)
-    return True
 
 
 def shown(file: str) -> str:

@@ -8,8 +8,8 @@ The mark is a file, ``.remotefs/marks/maintenance``. That it exists is all it sa
 
 from __future__ import annotations
 
+from ..files import presence
 from ..files.directory import PRIVATE, ShareDirectory
-from ..files.names import is_there
 
 FOLDER, FILE = "marks", "maintenance"
 _WRITER = ".maintenance"  # what the temporary file is called after: no volume can have that name
@@ -17,7 +17,7 @@ _WRITER = ".maintenance"  # what the temporary file is called after: no volume c
 
 def is_marked(path: str) -> bool:
     """Whether the share at ``path`` is in maintenance. A share that does not answer is not."""
-    return is_there(path, PRIVATE, FOLDER, FILE)
+    return presence.is_there(path, PRIVATE, FOLDER, FILE)
 
 
 def mark(directory: ShareDirectory) -> None:
