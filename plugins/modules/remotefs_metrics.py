@@ -12,7 +12,7 @@ version_added: 1.1.0
 description:
   - Writes a text file in the exposition format of Prometheus. The textfile collector of node_exporter reads such files.
   - The file is replaced in one step, so no reader sees a part of it.
-  - A share that cannot be read has the figure C(remotefs_share_up) with the value 0, and no other. So the file is written in any case, and a rule can alert.
+  - A share that cannot be read has the figure C(remotefs_share_up) with the value 0, and no other. The file is written all the same, and a rule can alert.
   - The shares are only read.
 author:
   - remotefs.storage contributors (@remotefs)
