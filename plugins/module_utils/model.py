@@ -28,6 +28,7 @@ _SIZE = re.compile(r"([0-9]+)\s*(?:B|([KMGTP])(?:iB)?)?\Z", re.IGNORECASE)
 _LONGEST_SIZE = 64  # characters
 _SIZES = "give a positive whole multiple of 512 below 8 EiB, in bytes or with K, M, G, T or P (IEC)"
 _AMBIGUOUS_SIZE = re.compile(r"([0-9]+)\s*([KMGTP])B\Z", re.IGNORECASE)
+_FRACTION = re.compile(r"[0-9]+[.,][0-9]+\s*[KMGTP](iB)?\Z", re.IGNORECASE)
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _RESERVED_SNAPSHOTS = ("active", "info")
@@ -62,6 +63,8 @@ def parse_bytes(value: object) -> int:
         raise errors.InvalidSize(
             f"size {text!r}", f"{unit}B is read as powers of 1000 by some and of 1024 by others", f"say {number}{unit} for {number} {unit}iB"
         )
+    if _FRACTION.match(text):
+        raise errors.InvalidSize(f"size {text!r}", "it is not a whole number", "give it in a smaller unit, as 1536M for 1.5G")
     if not match:
         raise errors.InvalidSize(f"size {text!r}", "it is not a size", _SIZES)
     size = int(match.group(1)) << _UNITS[(match.group(2) or "").upper()]

@@ -97,3 +97,9 @@ def test_lists_for_people() -> None:
     assert model.listed([]) == "" and model.listed("ab") == "a, b"
     assert model.listed(range(20)).endswith(", 19") and model.listed(range(37)).endswith(", 19 and 17 more")
     assert model.listed(range(5), 3) == "0, 1, 2 and 2 more"
+
+
+@pytest.mark.parametrize("text", ["1.5G", "1,5g", "0.5 TiB"])
+def test_a_fraction_is_refused_with_a_way_to_say_it(text: str) -> None:
+    with pytest.raises(errors.InvalidSize, match="not a whole number; give it in a smaller unit"):
+        model.parse_size(text)
