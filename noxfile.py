@@ -158,7 +158,7 @@ def functional(work: Work, core: str) -> None:
     if core == machine.best_core():
         machine.axe()  # where tests/functional/browser.py looks for it
         if not work.fast:
-            machine.try_to_have("qemu-system-x86=qemu-system-x86_64", "libxml2-utils=xmllint", "chromium=chromium")
+            machine.try_to_have("qemu-system-x86=qemu-system-x86_64", "libxml2-utils=xmllint", "chromium=chromium", "prometheus=promtool")
         if work.fast or work.words:
             work.pytest(bin, "tests/functional")
         else:  # most of the slow ones play playbooks
@@ -506,7 +506,7 @@ def in_lab(
     def run(work: Work) -> None:
         machine.need_root()
         machine.need_qemu()
-        machine.need(*packages)
+        machine.need("qemu-system-common=qemu-storage-daemon", *packages)
         machine.need_fuse()
         bin = machine.core_venv(machine.best_core())
         with wanted() as env:
@@ -568,11 +568,8 @@ def nas(work: Work) -> None:
         return
     machine.need("glusterfs-server=glusterd", "glusterfs-client=mount.glusterfs")
     machine.need_fuse()
-    bin = machine.tools_venv()
-    collections = tree.copy_tree(work.scratch / "tree")
-    env = {**tree.ansible_environment(work.scratch, collections, bin), "ANSIBLE_CONFIG": None, "MOLECULE_EPHEMERAL_DIRECTORY": str(work.scratch / "molecule")}
-    with work.session.chdir(collections / tree.COLLECTION):
-        work.run("tests/lab/nas-run", "molecule", "test", "--scenario-name", "export", bin=bin, env=env)
+    with for_molecule(work) as play:
+        play("export", "tests/lab/nas-run")
     say("tests/export, and two hosts with one GlusterFS volume")
 
 
@@ -582,18 +579,29 @@ def molecule(work: Work) -> None:
     scenarios = sorted(path.parent.name for path in CHECKOUT.glob("extensions/molecule/*/molecule.yml"))
     if not scenarios:
         work.session.error("no scenarios in extensions/molecule")
-    bin = machine.tools_venv()
     machine.need_qemu()
-    collections = tree.copy_tree(work.scratch / "tree")
-    env = {**tree.ansible_environment(work.scratch, collections, bin), "ANSIBLE_CONFIG": None, "MOLECULE_EPHEMERAL_DIRECTORY": str(work.scratch / "molecule")}
-    with work.session.chdir(collections / tree.COLLECTION):  # where molecule finds extensions/molecule and the settings there
-        work.run("molecule", "test", "--scenario-name", "default", bin=bin, env=env)
+    with for_molecule(work) as play:
+        play("default")
         if os.geteuid() != 0 or not Path("/dev/fuse").is_char_device():
             say("the scenario default; sshfs needs root and /dev/fuse")
             return
         machine.need("openssh-server=sshd", "openssh-client=ssh-keygen", "sshfs=sshfs")
-        work.run("tests/lab/sshfs-run", "molecule", "test", "--scenario-name", "sshfs", bin=bin, env=env)
+        play("sshfs", "tests/lab/sshfs-run")
     say("the scenarios default and sshfs")
+
+
+@contextmanager
+def for_molecule(work: Work) -> Iterator[Callable[..., None]]:
+    """A context with what plays a scenario of extensions/molecule, which it is told by name, and the words of a lab to play it in."""
+    bin = machine.tools_venv()
+    collections = tree.copy_tree(work.scratch / "tree")
+    env = {**tree.ansible_environment(work.scratch, collections, bin), "ANSIBLE_CONFIG": None, "MOLECULE_EPHEMERAL_DIRECTORY": str(work.scratch / "molecule")}
+
+    def play(scenario: str, *lab: str) -> None:
+        work.run(*lab, "molecule", "test", "--scenario-name", scenario, bin=bin, env=env)
+
+    with work.session.chdir(collections / tree.COLLECTION):  # where molecule finds extensions/molecule and the settings there
+        yield play
 
 
 @stage

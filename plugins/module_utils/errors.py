@@ -10,6 +10,7 @@ The code that raises gives all three. Nothing below ``main()`` catches an error 
 from __future__ import annotations
 
 import errno
+from typing import Iterable
 
 
 class StorageError(Exception):
@@ -211,6 +212,12 @@ def share_gone(label: str) -> ShareNotMounted:
     return ShareNotMounted(
         f"share {label}", "its directory was removed or unmounted while the task worked", "mount it with remotefs_share and run the task again"
     )
+
+
+def told_of(failures: Iterable[StorageError | None]) -> dict:
+    """What a result says of failures of its parts, in order: ``msg``, ``error_code`` and the details of the first one. Empty if all is None."""
+    first = next((failure for failure in failures if failure is not None), None)
+    return {} if first is None else {"msg": str(first), "error_code": first.error_code, **first.details}
 
 
 def as_storage_error(error: BaseException, subject: str) -> StorageError:

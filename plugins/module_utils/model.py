@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field, replace
-from typing import Collection, Iterable, NamedTuple
+from typing import Collection, Iterable, NamedTuple, Protocol
 
 from . import errors
 
@@ -78,6 +78,19 @@ def listed(names: Iterable[object], most: int = 20) -> str:
     every = [str(name) for name in names]
     shown = ", ".join(every[:most])
     return f"{shown} and {len(every) - most} more" if len(every) > most else shown
+
+
+class _Status(Protocol):
+    """Of stat(2)."""
+
+    @property
+    def st_blocks(self) -> int:
+        """Blocks of 512 bytes."""
+
+
+def allocated(status: _Status) -> int:
+    """Bytes that a file takes on the disk. ``st_blocks`` counts 512 of them, whatever the block size of the file system is."""
+    return status.st_blocks * 512
 
 
 def size_text(size: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: remotefs_housekeeping
-short_description: Remove what killed tasks left on a share, and store equal blocks once
+short_description: Remove what killed tasks left on a share, give back leaked clusters, and store equal blocks once
 version_added: 1.1.0
 description:
   - Removes leftovers. A leftover is a temporary file of this collection, a part of an image that nobody has gone on with, or a file that a finished
@@ -17,6 +17,7 @@ description:
   - Volumes do not depend on this. The next task that changes a volume removes what a killed task left of it. This module is for volumes that nobody
     changes any more, and for names that no volume ever got.
   - Nothing else is removed. Files that nobody on the share names are somebody's.
+  - With O(leaked_clusters) qcow2 images give back clusters that they count and do not use. Contents stay as they are.
   - With O(equal_blocks) images of volumes that have the same content at some places store it once. Contents stay as they are.
 author:
   - remotefs.storage contributors (@remotefs)
@@ -54,12 +55,23 @@ options:
       - Check mode reads the same, and tells how much it would be at most.
     type: bool
     default: false
+  leaked_clusters:
+    description:
+      - Give back leaked clusters. A machine or a merge that was killed may have counted clusters of a qcow2 image that it did not come to use. They take
+        room, and nothing frees them.
+      - The tables of all qcow2 images are read each time, and no data. An image with leaks is mended by C(qemu-img check -r leaks), under the lock of its
+        volume, while nobody has it open. If that is killed, the image is as good as before.
+      - An image stays as it is while somebody has it open, while its file system does not show whether anybody has, if it has dirty bitmaps, and if it is
+        damaged. RV(leaked_clusters[].why) says so.
+    type: bool
+    default: false
   speed:
     description: How many bytes are read in a second at most for O(equal_blocks), such as V(50M) (IEC). With V(0) it goes as fast as it can.
     type: str
     default: "0"
   timeout:
-    description: Seconds for O(equal_blocks) on each share. Then the task fails with C(tool_failed), and what is shared stays so.
+    description:
+      - Seconds for O(leaked_clusters), and again for O(equal_blocks), on each share. Then the task fails with C(tool_failed), and what is done stays so.
     type: float
   lock_timeout:
     description: Seconds to wait for another task that reads the clock of the share. Locks of volumes are not waited for.
@@ -88,6 +100,12 @@ EXAMPLES = r"""
   remotefs.storage.remotefs_housekeeping:
     share: /srv/volumes
     grace: 3d
+
+- name: Give back clusters that machines leaked when they were killed
+  remotefs.storage.remotefs_housekeeping:
+    share: /srv/volumes
+    leftovers: false
+    leaked_clusters: true
 
 - name: Store once what several images have, at 100 MiB a second
   remotefs.storage.remotefs_housekeeping:
@@ -137,6 +155,32 @@ freed:
   description: Bytes on the disk of all files in RV(removed).
   returned: always
   type: int
+leaked_clusters:
+  description: The images that have leaked clusters, or of which that could not be known.
+  returned: with O(leaked_clusters)
+  type: list
+  elements: dict
+  contains:
+    share:
+      description: The share.
+      type: str
+    volume:
+      description: The volume.
+      type: str
+    file:
+      description: The image.
+      type: str
+    bytes:
+      description: Bytes of clusters that nothing used. V(0) if that is not known.
+      type: int
+    why:
+      description: Why they stay. Empty if they were given back, or in check mode would be.
+      type: str
+      sample: a machine or another program has it open
+given_back:
+  description: The RV(leaked_clusters[].bytes) of all that were given back.
+  returned: with O(leaked_clusters)
+  type: int
 equal_blocks:
   description: What became of equal blocks.
   returned: with O(equal_blocks)
@@ -176,20 +220,28 @@ from ..module_utils import arguments, changes, errors
 
 
 def _result(params: dict, options, finder) -> dict:
-    from ..module_utils.operations import equal_blocks, leftovers, share_contents
+    candidates = finder.find(params["share"], params["mount_base"])
+    candidates.require_all()
+    paced = replace(options, speed=changes.parse_speed(params["speed"]), timeout=params["timeout"])
+    parts = [_cleaned(params, candidates.shares if params["leftovers"] else (), options)]
+    if params["leaked_clusters"]:
+        from ..module_utils.operations import leaked_clusters
+
+        parts.append(leaked_clusters.free_all(candidates.shares, replace(paced, speed=0)))
+    if params["equal_blocks"]:
+        from ..module_utils.operations import equal_blocks
+
+        parts.append(equal_blocks.share_all(candidates.shares, paced))
+    actions = [action for part in parts for action in part["actions"]]
+    return {**{key: value for part in reversed(parts) for key, value in part.items()}, "actions": actions, "changed": bool(actions)}
+
+
+def _cleaned(params: dict, shares, options) -> dict:
+    from ..module_utils.operations import leftovers, share_contents
     from ..module_utils.plan.retention import parse_duration
 
     grace = parse_duration(params["grace"], "option grace")
-    paced = replace(options, speed=changes.parse_speed(params["speed"]), timeout=params["timeout"])
-    candidates = finder.find(params["share"], params["mount_base"])
-    candidates.require_all()
-    cleaned = candidates.shares if params["leftovers"] else ()
-    result = leftovers.clean_all(((share, share_contents.find_leftovers(share)) for share in cleaned), grace, options)
-    if not params["equal_blocks"]:
-        return result
-    shared = equal_blocks.share_all(candidates.shares, paced)
-    actions = result["actions"] + shared["actions"]
-    return {**shared, **result, "actions": actions, "changed": bool(actions)}
+    return leftovers.clean_all(((share, share_contents.find_leftovers(share)) for share in shares), grace, options)
 
 
 def main() -> None:
@@ -199,6 +251,7 @@ def main() -> None:
         "mount_base": arguments.STORE["mount_base"],
         "grace": {"type": "str", "default": "1d"},
         "leftovers": {"type": "bool", "default": True},
+        "leaked_clusters": {"type": "bool", "default": False},
         "equal_blocks": {"type": "bool", "default": False},
         "speed": {"type": "str", "default": "0"},
         "timeout": {"type": "float"},

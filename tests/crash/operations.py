@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Callable
 from unittest import mock
 
+from leaking import leak
 from property.world import World, candidates, run, write_pattern
 
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import making_room
@@ -29,6 +30,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.operations import
     exporting,
     groups,
     importing,
+    leaked_clusters,
     lease_holding,
     leases,
     leftovers,
@@ -511,6 +513,26 @@ def _clean(where: Candidates, options: Options) -> list[Outcome]:
     return [Outcome("vol", bool(done.removed), [{"step": "unlink", "file": one.path} for one in done.removed], [], None, None)]
 
 
+def _with_leaks(share: Path, scratch: Path) -> Model:
+    """A chain of qcow2 images, whose base and active image have leaked clusters."""
+    model = _chain("qcow2")(share, scratch)
+    for file in ("vol", "vol.s4"):
+        leak(share / file)
+    return model
+
+
+def _free_leaks(where: Candidates, options: Options) -> list[Outcome]:
+    """As the module does both."""
+    (cleaned,) = _clean(where, options)
+    done = leaked_clusters.free(where.shares[0], options)
+    if done.failure:
+        raise done.failure
+    for one in (image for image in done.images if image.why):
+        raise LockTimeout(f"file {one.file}", one.why, "run the task again")
+    steps = cleaned.actions + [{"step": "free_leaks", "file": one.file} for one in done.images]
+    return [Outcome("vol", bool(steps), steps, [], None, None)]
+
+
 def _is_somebodys(share: Path) -> None:
     """Whatever was made under a lease is there with a lease that lists it; and so is the volume that the task makes."""
     known = {lease["id"]: lease["volumes"] for lease in leases.read_all(candidates(share).shares[0])}
@@ -805,6 +827,7 @@ OPERATIONS: dict[str, Operation] = {
         _with_leased_volumes, _collect, lambda model: {"vol": model["vol"]}, tool=False, removes=True, apart=True, parts=True, always=_is_somebodys
     ),
     "clean up": Operation(_with_leftovers, _clean, lambda model: model, tool=False, apart=True, parts=True),
+    "give back leaks": Operation(_with_leaks, _free_leaks, lambda model: model, tool=True, apart=True, parts=True),
     "make a seed": Operation(
         _lone("raw"), _write_seed("new", "new"), _adds("new", lambda _model: _seed("new", "new").content), tool=False, always=_is_told_to_nobody
     ),

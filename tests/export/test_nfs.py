@@ -53,6 +53,15 @@ def test_clients_and_their_options(nas: Nas) -> None:
 
 
 @needs_exportfs
+def test_a_host_without_a_table_of_its_own(nas: Nas) -> None:
+    """exportfs reads no table at all there."""
+    nas.run("rm /etc/exports")
+    nas.export(path=VOLUMES, nfs=["192.0.2.0/24"])
+    assert exported(nas).keys() == {"192.0.2.0/24"} and nas.run("cat /etc/exports") == ""
+    assert nas.export(path=VOLUMES, nfs=["192.0.2.0/24"]) == 0
+
+
+@needs_exportfs
 def test_a_refused_table_is_not_left(nas: Nas) -> None:
     nas.export(path=VOLUMES, nfs=["192.0.2.0/24"], nfs_options=["no_such_option"], fails="The NFS export of /srv/volumes was taken back")
     assert "volumes.exports" not in nas.run("ls /etc/exports.d")

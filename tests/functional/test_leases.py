@@ -18,10 +18,13 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
+from ansible_collections.remotefs.storage.plugins.module_utils.lease import LONGEST_OWNER
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import lease_holding, leases, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.plan import leases as plan
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredVolume
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.leases import Asked
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import small_files
+from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.waiting import Waiting
 from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records
 
@@ -281,6 +284,59 @@ def test_something_else_in_the_place_of_a_lease(store: Store, kind: str) -> None
             act(store)
     done = collect(store)
     assert done.leases == ("other",) and [one["name"] for one in done.skipped] == ["ci"]
+
+
+def test_a_lease_under_another_name_is_none(store: Store) -> None:
+    """A copy of a lease has its id, and so its volumes: who took it for another one would remove them with it."""
+    hold(store, ttl=1)
+    folder = store.path / ".remotefs" / "leases"
+    (folder / "other.json").write_bytes((folder / "ci.json").read_bytes())
+    let_pass(store, 10, "other")
+    for act in (hold, release):
+        with pytest.raises(errors.ChainBroken, match="it is damaged"):
+            act(store, name="other")
+    assert [one["name"] for one in collect(store, grace=60).skipped] == ["other"]
+
+
+def test_a_lease_that_goes_while_it_is_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who keeps to no lock removes it. Nothing is told of a lease that is not there."""
+    write = ShareDirectory.write_record
+
+    def write_and_lose(self: ShareDirectory, *arguments: Any, **named: Any) -> None:
+        write(self, *arguments, **named)
+        (store.path / ".remotefs" / "leases" / "ci.json").unlink()
+
+    monkeypatch.setattr(ShareDirectory, "write_record", write_and_lose)
+    with pytest.raises(errors.NeedsRecovery, match="it went away"):
+        hold(store)
+
+
+@pytest.mark.parametrize("owner", ["", "  ", "a\nb", "\x1b[2J", "x" * (LONGEST_OWNER + 1)])
+def test_owners_that_cannot_be_shown(owner: str) -> None:
+    with pytest.raises(errors.InvalidParameter, match="option owner"):
+        plan.check_owner(owner)
+    assert plan.check_owner("x" * LONGEST_OWNER) == "x" * LONGEST_OWNER
+
+
+def test_how_long_a_lease_may_be_asked_for() -> None:
+    assert [plan.parse_ttl(value, "option ttl") for value in (0, "0", " 0 ", "90s", "2h", "1w")] == [0, 0, 0, 90, 7200, 604800]
+    for value in ("00", "0s", "-1", "soon", ""):
+        with pytest.raises(errors.InvalidParameter, match="option ttl"):
+            plan.parse_ttl(value, "option ttl")
+
+
+@pytest.mark.parametrize("given", [{"name": 1, "owner": "a"}, {"name": "ci", "owner": None}, {"name": "ci", "owner": "a", "id": 7}, {"owner": "a"}, {}])
+def test_what_is_no_lease_is_none(given: dict) -> None:
+    with pytest.raises(errors.InvalidParameter, match="it is no lease"):
+        lease_holding.Named.of_option(given)
+
+
+def test_a_lease_of_which_no_time_is_known(store: Store) -> None:
+    lease = hold(store).after
+    told = leases.describe(replace(lease, written=0.0), store.share)
+    assert told is not None and (told["acquired"], told["expires"], told["renewed_at"]) == (None, None, None)
+    told = leases.describe(lease, store.share)
+    assert told is not None and all((told["acquired"], told["expires"], told["renewed_at"]))
 
 
 def test_names_that_are_listed_no_more(store: Store) -> None:

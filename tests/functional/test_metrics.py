@@ -55,7 +55,7 @@ def parsed(text: str) -> dict[tuple[str, tuple[str, ...]], float]:
         labels = tuple(re.sub(r"\\(.)", lambda one: {"n": "\n"}.get(one[1], one[1]), value) for value in re.findall(LABEL, match[2] or ""))
         assert (family, labels) not in found, line
         found[family, labels] = float(line.rsplit(" ", 1)[1])
-    if shutil.which("promtool"):
+    if shutil.which("promtool"):  # test_prometheus_reads_them says where it is not
         subprocess.run(["promtool", "check", "metrics"], input=text, text=True, check=True)
     return found
 
@@ -139,8 +139,17 @@ def test_rules_are_about_figures_that_there_are(layered: Store) -> None:
     assert named <= there and len({rule["alert"] for rule in rules}) == len(rules) > 10
     labels = {name for rule in rules for name in re.findall(r"\$labels\.([a-z]+)", rule["annotations"]["summary"])}
     assert labels <= {"instance", "share", "volume", "lease", "owner"}
-    if shutil.which("promtool"):
-        subprocess.run(["promtool", "check", "rules", str(RULES)], check=True)
+
+
+def test_prometheus_reads_them(layered: Store) -> None:
+    """Its own program reads the alert rules; and the figures of each test of this file, as :func:`parsed` lets it."""
+    if not shutil.which("promtool"):
+        pytest.skip("needs promtool, which Debian has in prometheus")
+    subprocess.run(["promtool", "check", "rules", str(RULES)], check=True)
+    text = metrics.text(metrics.of_shares([str(layered.path)], "/nowhere", "/dev/null", 5, True, 0))
+    assert subprocess.run(["promtool", "check", "metrics"], input=text, text=True, check=False).returncode == 0
+    spoiled = text.replace(" gauge\n", " gage\n", 1)
+    assert subprocess.run(["promtool", "check", "metrics"], input=spoiled, text=True, check=False, capture_output=True).returncode != 0
 
 
 @pytest.mark.slow

@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import pytest
+from leaking import leak
 
 from ansible_collections.remotefs.storage.plugins.module_utils import command
+from ansible_collections.remotefs.storage.plugins.module_utils.access import folders, guard, targets
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import qemu_img
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import (
     exporting,
     importing,
+    leaked_clusters,
+    leftovers,
+    metrics,
+    opened_points,
     reading,
     replicas,
+    share_contents,
     snapshots,
     up_to_date,
     updating,
@@ -161,6 +170,29 @@ class Share1:
         self.chain()
         self.present("copy", updating.SourceRequest("vol", "s2", True))
 
+    def leftover(self) -> None:
+        (self.path / ".remotefs" / "tmp" / "vol~0123456789ab").write_bytes(b"left")
+
+    def tidy_up(self) -> None:
+        leftovers.clean(self.candidates.shares[0], share_contents.find_leftovers(self.candidates.shares[0]), -1e9, Options())
+
+    def leaky(self) -> None:
+        self.present("vol", size=8 * MIB, format="qcow2")
+        self.snapshot("s1")
+        leak(self.path / "vol")
+
+    def free_leaks(self) -> None:
+        leaked_clusters.free(self.candidates.shares[0], Options())
+
+    def open_and_close(self) -> None:
+        """What is shown there is closed again, because the process that shows it would outlive the test."""
+        if shutil.which("qemu-storage-daemon") is None:
+            pytest.skip("needs qemu-storage-daemon, which Debian has in qemu-system-common")
+        with tempfile.TemporaryDirectory(dir="/tmp") as short:
+            runs, target = folders.AccessDirectory(f"{short}/run"), targets.target_at(guard.NBD, f"{short}/socket")
+            opened_points.open_point(opened_points.OpenRequest(self.candidates, "vol", "s2", target, 60, runs), Options())
+            opened_points.close_points(opened_points.CloseRequest(target, None, None, frozenset(), runs), Options())
+
     def chain_to_pull(self) -> None:
         """A chain in which the middle overlay holds more than the one beneath it, so that the cheapest merge pulls."""
         self.present("vol", size=8 * MIB)
@@ -173,7 +205,7 @@ class Share1:
         self.snapshot("s4")
 
 
-Prepare = Callable[[Share1], None]
+Prepare = Callable[[Share1], object]
 OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
     "create raw": (lambda s: None, lambda s: s.present("vol", size=8 * MIB)),
     "create qcow2": (lambda s: None, lambda s: s.present("vol", size=8 * MIB, format="qcow2")),
@@ -214,6 +246,13 @@ OPERATIONS: dict[str, tuple[Prepare, Prepare]] = {
     "revert and discard newer": (lambda s: s.chain(), lambda s: s.revert("s2")),
     "delete a volume": (lambda s: s.present("vol", size=8 * MIB), lambda s: volumes.ensure_absent(s.candidates, "vol", False, Options())),
     "delete a volume with four snapshots": (lambda s: s.chain(), lambda s: volumes.ensure_absent(s.candidates, "vol", True, Options())),
+    "give back leaked clusters, none": (lambda s: s.chain(), lambda s: s.free_leaks()),
+    "give back leaked clusters of one image": (lambda s: s.leaky(), lambda s: s.free_leaks()),
+    "remove leftovers, none": (lambda s: s.chain(), lambda s: s.tidy_up()),
+    "remove one leftover": (lambda s: (s.chain(), s.leftover()), lambda s: s.tidy_up()),  # type: ignore[func-returns-value]
+    "open a point and close it again": (lambda s: s.chain(), lambda s: s.open_and_close()),
+    "info of a share": (lambda s: s.chain(), lambda s: share_contents.of_share(s.candidates.shares[0], 2 * MIB, MIB)),
+    "metrics of a share": (lambda s: s.chain(), lambda s: metrics.of_shares([str(s.path)], "/nowhere", "/nowhere", 60, True, 0)),
     "info": (lambda s: s.chain(), lambda s: reading.list_volumes(s.candidates.shares[0], [])),
 }
 

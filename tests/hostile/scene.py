@@ -211,7 +211,7 @@ TASKS: dict[str, tuple[str, dict]] = {
     "info": ("remotefs_volume_info", {}),
     "snapshot_info": ("remotefs_snapshot_info", {"volumes": ["vol"]}),
     "share_info": ("remotefs_share_info", {}),
-    "housekeeping": ("remotefs_housekeeping", {"lock_timeout": 0.3, "grace": "1s", "equal_blocks": True}),
+    "housekeeping": ("remotefs_housekeeping", {"lock_timeout": 0.3, "grace": "1s", "leaked_clusters": True, "equal_blocks": True}),
     "snapshot": _snapshot(name="s9"),
     "delete": _snapshot(name="s1", state="absent"),
     "revert": _snapshot(name="s1", state="reverted", discard_newer=True),

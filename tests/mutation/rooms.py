@@ -7,11 +7,13 @@ from __future__ import annotations
 
 ENGINE = "tests/unit/apply/test_engine.py"
 CHAINS, FENCING, MOVING = (f"tests/property/test_{name}.py" for name in ("chains", "fencing", "moving"))
-ACCESS, BITMAPS, CLONES, COSTS, EXPORTING, FULL, IN_USE, OUTLIVED, REFUSALS, REMOVAL, SEEDS, SENDING, VOLUMES = (
+ACCESS, BITMAPS, CLONES, COSTS, EXPORTING, FULL, IN_USE, LEAKS, LEASES, OUTLIVED, REFUSALS, REMOVAL, SEEDS, SENDING, VOLUMES = (
     f"tests/functional/test_{name}.py"
-    for name in ("access", "bitmaps", "clones", "operation_costs", "exporting", "full_share", "in_use", "outlived_records", "refusals", "killed_removal",
-                 "seeds", "sending", "volumes")
+    for name in ("access", "bitmaps", "clones", "operation_costs", "exporting", "full_share", "in_use", "leaked_clusters", "leases", "outlived_records",
+                 "refusals", "killed_removal", "seeds", "sending", "volumes")
 )
+
+LEASED = (LEASES, "tests/functional/test_lease_module.py", "tests/property/test_leases.py")
 
 #: The rooms where data rests, of which the nightly sample is.
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -33,6 +35,14 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "images/leaving.py": (EXPORTING,),
     "store/volumes/ownership.py": ("tests/unit/store/test_ownership.py", OUTLIVED, CLONES, "tests/functional/test_dependents.py"),
     "store/qcow2/cluster_writer.py": ("tests/unit/store/test_cluster_writer.py", "tests/functional/test_2014.py", MOVING),
+    "plan/leases.py": LEASED,
+    "plan/seeds.py": (SEEDS,),
+    "operations/leases.py": LEASED,
+    "operations/lease_holding.py": LEASED,
+    "operations/leaked_clusters.py": (LEAKS,),
+    "store/metadata/leases.py": ("tests/unit/store/test_records.py", *LEASED),
+    "store/qcow2/leaks.py": (LEAKS,),
+    "images/iso9660.py": (SEEDS,),
     "store/qcow2/refcounts.py": ("tests/unit/store/test_refcounts.py", "tests/unit/store/test_cluster_writer.py", "tests/functional/test_2014.py",
                                  MOVING),
 }

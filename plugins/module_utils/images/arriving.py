@@ -301,7 +301,7 @@ class Arrival:
             if found.format == "raw":
                 os.ftruncate(fd, found.size)  # whole sectors, as a disk has them
             status = os.fstat(fd)
-        held = found.held or min(found.size, status.st_blocks * 512)
+        held = found.held or min(found.size, model.allocated(status))
         return Arrived(Place(self._folder, self._share), file, found.format, found.size, held, _mark(status))
 
 

@@ -20,7 +20,6 @@ from ..store.volumes.chains import Observed
 from .options import Options
 
 _MOST_FILES = 512  # that are open at a time; those of a larger share are taken in groups
-_BLOCK = 512  # bytes that st_blocks counts in
 
 
 class Shared(NamedTuple):
@@ -36,9 +35,8 @@ def share_all(shares: Iterable[model.Share], options: Options) -> dict:
     """Of shares, one after the other. One that fails in the middle stops no other. Returns what the module does."""
     found = [(one.source, share(one, options)) for one in shares]
     told = [{"share": source, "bytes": shared.bytes, "why": shared.why} for source, shared in found]
-    failures = [shared.failure for _source, shared in found if shared.failure is not None]
     return {
-        **({"msg": str(failures[0]), "error_code": failures[0].error_code, **failures[0].details} if failures else {}),
+        **errors.told_of([shared.failure for _source, shared in found]),
         "equal_blocks": told,
         "shared": sum(one["bytes"] for one in told),
         "actions": [{"step": "share_blocks", "share": one["share"], "bytes": one["bytes"]} for one in told if one["bytes"]],
@@ -88,5 +86,5 @@ def _opened(directory: ShareDirectory, stack: ExitStack, name: str, is_active_ra
     except (errors.StorageError, FileNotFoundError):
         return []  # a task removes it just now
     status = os.fstat(fd)
-    is_full = status.st_blocks * _BLOCK >= status.st_size
+    is_full = model.allocated(status) >= status.st_size
     return [fd] if stat.S_ISREG(status.st_mode) and not (is_active_raw and is_full) else []

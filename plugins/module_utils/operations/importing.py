@@ -74,7 +74,7 @@ class LocalFile:
         fd = _opened(self._path)
         try:
             status, position = os.fstat(fd), 0
-            self.version, self.needs = Version(status.st_size), min(status.st_size, status.st_blocks * 512)
+            self.version, self.needs = Version(status.st_size), min(status.st_size, model.allocated(status))
             for piece in passing.file_pieces(fd):
                 yield position, piece
                 position += len(piece)

@@ -24,11 +24,10 @@ from ..store.volumes import chains
 from . import named_locks, transaction, workspace
 from .options import Options
 
-_BLOCK = 512  # bytes that st_blocks counts in
 _TEMPORARY = re.compile(r"([A-Za-z0-9.@_~-]+)~[0-9a-f]{12}")
 _IMAGE_PART = re.compile(r"([0-9a-f]{32})(\.state|\.unpacked)?")
 _GRAMMARS = (("tmp", _TEMPORARY), ("images", _IMAGE_PART))  # folders under .remotefs, and the names that our own files have there
-_OF_THE_FILE = (
+OF_THE_FILE = (
     errors.ChainBroken,
     errors.Conflict,
     errors.HasDependents,
@@ -36,6 +35,7 @@ _OF_THE_FILE = (
     errors.NeedsRecovery,
     errors.UnsafeImage,
 )  # errors that are about one of them
+AT_WORK = "a task works at it"
 _WITHOUT_LOCK = "."  # files of tasks that take no lock begin so, which no volume does
 
 
@@ -72,13 +72,13 @@ def find(directory: ShareDirectory, garbage: Iterable[tuple[str, str]]) -> list[
     for volume, file in garbage:
         status, finished = _status(directory.root, file), _status_of_record(directory, volume)
         if status is not None:
-            found.append(Leftover(file, "", volume, status.st_blocks * _BLOCK, finished.st_mtime if finished is not None else status.st_mtime))
+            found.append(Leftover(file, "", volume, model.allocated(status), finished.st_mtime if finished is not None else status.st_mtime))
     for folder, grammar in _GRAMMARS:
         opened = directory.private(folder)
         for match in map(grammar.fullmatch, opened.names()) if opened is not None else ():
             status = _status(opened, match[0]) if match and opened is not None else None
             if match and status is not None:
-                found.append(Leftover(f"{PRIVATE}/{folder}/{match[0]}", folder, match[1], status.st_blocks * _BLOCK, status.st_mtime))
+                found.append(Leftover(f"{PRIVATE}/{folder}/{match[0]}", folder, match[1], model.allocated(status), status.st_mtime))
     newest: dict[str, float] = {}
     for one in found:
         newest[one.folder + one.holder] = max(one.written, newest.get(one.folder + one.holder, 0.0))
@@ -96,7 +96,7 @@ def _status(folder: Directory, name: str) -> os.stat_result | None:
 def allocated(folder: Directory, name: str) -> int:
     """Bytes on the disk of anything of that name; 0 for what has gone meanwhile. :raises OSError: that cannot be told."""
     status = _status(folder, name)
-    return status.st_blocks * _BLOCK if status is not None else 0
+    return model.allocated(status) if status is not None else 0
 
 
 def _status_of_record(directory: ShareDirectory, volume: str) -> os.stat_result | None:
@@ -108,14 +108,14 @@ def clean_all(shares: Iterable[tuple[model.Share, Sequence[Leftover]]], grace: f
     """Clean shares, each with its leftovers, one after the other. One that fails in the middle stops no other. Returns what the module does."""
     removed: list[dict] = []
     kept: list[dict] = []
-    failures: list[errors.StorageError] = []
+    failures: list[errors.StorageError | None] = []
     for share, found in shares:
         cleaned = clean(share, found, grace, options)
-        failures += [cleaned.failure] if cleaned.failure else []
+        failures.append(cleaned.failure)
         removed += [{"share": share.source, "file": one.path, "bytes": one.allocated} for one in cleaned.removed]
         kept += [{"share": share.source, "file": one.path, "bytes": one.allocated, "why": why} for one, why in cleaned.kept]
     return {
-        **({"msg": str(failures[0]), "error_code": failures[0].error_code, **failures[0].details} if failures else {}),
+        **errors.told_of(failures),
         "changed": bool(removed),
         "removed": removed,
         "kept": kept,
@@ -138,12 +138,12 @@ def clean(share: model.Share, found: Sequence[Leftover], grace: float, options: 
     failure = None
     for one in found:
         try:
-            reason = "it is younger than the grace" if one.written > limit else _remove(share, one, limit, options)
+            why = "it is younger than the grace" if one.written > limit else _remove(share, one, limit, options)
         except (errors.StorageError, OSError) as error:
             failure = errors.as_storage_error(error, f"file {one.path} on {share.label}")
             break
-        if reason:
-            kept.append((one, reason))
+        if why:
+            kept.append((one, why))
         else:
             removed.append(one)
     if removed and failure is None and not options.check:
@@ -184,14 +184,19 @@ def _remove(share: model.Share, one: Leftover, limit: float, options: Options) -
             with ShareDirectory(share) as directory:
                 return _unlink(directory, one, limit, options)
         with named_locks.locked_name(share, one.holder, options) as (directory, lock):
-            reason = _unlink(directory, one, limit, options)
+            why = _unlink(directory, one, limit, options)
             if not chains.exists(directory, one.holder):
                 lock.forget_file()  # no volume has that name
-            return reason
+            return why
     except errors.LockTimeout:
-        return "a task works at it"
-    except _OF_THE_FILE as error:
-        return f"{error.problem}; {error.remedy}"
+        return AT_WORK
+    except OF_THE_FILE as error:
+        return reason(error)
+
+
+def reason(error: errors.StorageError) -> str:
+    """Why something stays, in the words of an error about it."""
+    return f"{error.problem}; {error.remedy}"
 
 
 def _unlink(directory: ShareDirectory, one: Leftover, limit: float, options: Options) -> str:

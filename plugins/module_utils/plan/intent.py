@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from .. import attachments, errors, model
-from . import abilities, intent_fields
-from . import steps as step_types
+from . import abilities, intent_fields, recorded_steps
 from .plan import CREATE_SNAPSHOT, FLATTEN, RECEIVE, REPLACE_SEED, Plan, lost_snapshots
 from .resumption import ObservedState, Resumption
 from .steps import CreateOverlay, Pull, ReceiveOverlay, ReplaceOverlay, Repoint, Step, Unlink, WriteInfo, WriteRecord, WriteSeed, write_info
@@ -125,7 +124,7 @@ def from_json(volume: str, content: dict) -> Intent:
         return Intent(
             operation=str(content["operation"]),
             started=str(content["started"]),
-            steps=tuple(step_types.from_json(step) for step in content["steps"]),
+            steps=tuple(recorded_steps.from_json(step) for step in content["steps"]),
             before=intent_fields.volume(content["before"]),
             after=None if after is None else intent_fields.volume(after),
             proofs={str(file): Proof(int(inode), int(length)) for file, (inode, length) in content["proofs"].items()},

@@ -9,7 +9,7 @@ from dataclasses import fields
 
 import pytest
 
-from ansible_collections.remotefs.storage.plugins.module_utils.plan import steps
+from ansible_collections.remotefs.storage.plugins.module_utils.plan import recorded_steps, steps
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.plan import Plan
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.steps import (
     Commit,
@@ -57,20 +57,20 @@ NO_FILES = {"format", "backing_format", "into_format", "preallocation", "source"
 
 def test_every_text_of_a_step_is_a_file_or_is_known_to_be_none() -> None:
     """Names in a record are checked before they are believed. A new field has to be in one of both lists."""
-    for kind in steps._TYPES.values():
+    for kind in recorded_steps._TYPES.values():
         texts = {field.name for field in fields(kind) if "str" in str(field.type)}
-        assert texts <= {*steps._FILE_FIELDS, *NO_FILES, *({"snapshots"} if kind is steps.WriteInfo else ())}, kind
+        assert texts <= {*recorded_steps._FILE_FIELDS, *NO_FILES, *({"snapshots"} if kind is steps.WriteInfo else ())}, kind
 
 
-@pytest.mark.parametrize("kind", steps._TYPES)
+@pytest.mark.parametrize("kind", recorded_steps._TYPES)
 def test_no_step_from_a_record_leads_out_of_the_share(kind: str) -> None:
     sound = {"int": 512, "str": "vol", "bool": False}
-    step = {field.name: next((value for name, value in sound.items() if name in str(field.type)), None) for field in fields(steps._TYPES[kind])}
+    step = {field.name: next((value for name, value in sound.items() if name in str(field.type)), None) for field in fields(recorded_steps._TYPES[kind])}
     step = {**step, "type": kind, **({"snapshots": [["s1", "vol.s1"]]} if kind == "WriteInfo" else {})}
-    steps.from_json(step)
-    for name in set(step) & set(steps._FILE_FIELDS):
+    recorded_steps.from_json(step)
+    for name in set(step) & set(recorded_steps._FILE_FIELDS):
         with pytest.raises(ValueError):
-            steps.from_json({**step, name: "../vol"})
+            recorded_steps.from_json({**step, name: "../vol"})
     if kind == "WriteInfo":
         with pytest.raises(ValueError):
-            steps.from_json({**step, "snapshots": [["s1", "../vol.s1"]]})
+            recorded_steps.from_json({**step, "snapshots": [["s1", "../vol.s1"]]})

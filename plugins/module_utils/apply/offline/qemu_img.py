@@ -35,7 +35,6 @@ _MEMORY_PER_LAYER = 128 * _MIB  # added for each image: its tables and caches
 _METADATA = 16  # the tables need less than this part (1/16) of an image, even with the smallest possible clusters
 _SLACK = 64 * _MIB  # added to the length that a file may get
 _LONGEST = 2**63 - 1  # bytes of the longest possible file
-_BLOCK = 512  # bytes: the unit of st_blocks, whatever the block size of the file system is
 
 
 def _program() -> str:
@@ -68,7 +67,7 @@ def limits_for(fds: Sequence[int], raw: int, virtual: int) -> command.Limits:
     :param raw: bytes of those that are raw, holes included. :param virtual: the largest virtual size in bytes.
     """
     statuses = [os.fstat(fd) for fd in fds]
-    allocated = sum(status.st_blocks for status in statuses) * _BLOCK
+    allocated = sum(map(model.allocated, statuses))
     longest = max(status.st_size for status in statuses) + virtual + virtual // _METADATA + _SLACK
     return command.Limits(
         cpu_seconds=_CPU_SECONDS + allocated // _MIB * _CPU_SECONDS_PER_MIB + raw // (1024 * _MIB) * _CPU_SECONDS_PER_RAW_GIB,
@@ -218,6 +217,13 @@ def resize(chain: OpenedChain, file: str, size: int, locks: Iterable[int]) -> No
 def upgrade(chain: OpenedChain, file: str, locks: Iterable[int]) -> None:
     """Change an image from version 2 to version 3, which has clusters of zeros. Use it only for a file that nobody needs if this fails."""
     _run(["amend", "-q", "-f", "qcow2", "-o", "compat=1.1", chain.path(file)], chain, locks, f"upgrade of {file}")
+
+
+def free_leaks(chain: OpenedChain, file: str, locks: Iterable[int]) -> None:
+    """Correct the counts of leaked clusters of ``file``, the only image of the chain, and free what they take. Whenever that is stopped, the image
+    shows the same: nothing leads to what is freed, and counts only become smaller."""
+    _run(["check", "-q", "-r", "leaks", chain.graph()], chain, locks, f"leaked clusters of {file}")
+    os.fsync(chain.fd(file))
 
 
 def write_zeros(chain: OpenedChain, file: str, start: int, stop: int, locks: Iterable[int]) -> None:

@@ -18,6 +18,7 @@ from ...plan.steps import (
     CreateClone,
     CreateImage,
     CreateOverlay,
+    FreeLeaks,
     Grow,
     Pull,
     ReceiveOverlay,
@@ -36,7 +37,7 @@ from ...store.metadata import records
 from ...store.qcow2 import clusters
 from ...store.volumes import chains, look, raw_disks
 from .. import engine, merges
-from . import copying, growing, making_room, moving, new_image, qemu_img, receiving, seeds
+from . import copying, growing, leaks, making_room, moving, new_image, qemu_img, receiving, seeds
 from .guard import Guard, LockBytesReleased
 
 _CUT = "restore the file from a backup; docs/worst-day.md shows how to save what is left of it"
@@ -82,6 +83,7 @@ class OfflineSession:
             Truncate: self._truncate,
             Pull: self._pull,
             Repoint: self._repoint,
+            FreeLeaks: self._free_leaks,
             SetAttributes: self._set_attributes,
         }
 
@@ -403,6 +405,9 @@ class OfflineSession:
         mover.pull(images, step.backing_file)
         with self._directory.root.opened(step.file, write=True) as fd:
             qcow2.repoint(fd, step.backing_file, step.backing_format)
+
+    def _free_leaks(self, step: FreeLeaks) -> None:
+        leaks.free(self._directory, self._guard, self._chain(step.file)[0], self._locks, self._pace)
 
     def _set_attributes(self, step: SetAttributes) -> None:
         self._directory.verify(step.file)

@@ -15,6 +15,7 @@ import os
 import struct
 from typing import Callable, Iterator, NamedTuple, Sequence
 
+from ... import model
 from . import holes
 
 _FIDEDUPERANGE, _FS_IOC_FIEMAP = 0xC0189436, 0xC020660B
@@ -79,7 +80,7 @@ def _equal(files: Sequence[int], has_read: Callable[[int], None]) -> Iterator[_R
 
 def _block_size(files: Sequence[int]) -> int:
     """Bytes of a block, so that the digests of all blocks find room."""
-    total, size = sum(os.fstat(fd).st_blocks * 512 for fd in files), _BLOCK
+    total, size = sum(model.allocated(os.fstat(fd)) for fd in files), _BLOCK
     while size * _MOST_BLOCKS < total:
         size *= 2
     return size

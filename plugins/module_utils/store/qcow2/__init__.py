@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .discarding import drop_data
     from .growing import grow
     from .holding import require_held
+    from .leaks import Leaks, find_leaks
     from .reading import Header, HeaderSummary, has_magic, is_empty, read_backing_name, read_header, read_summary
     from .tables import allocation
     from .tails import clear_tail, has_fixed_tail, has_tail, tail_end
@@ -32,6 +33,7 @@ __all__ = [
     "CutShort",
     "HeaderSummary",
     "Header",
+    "Leaks",
     "Qcow2Error",
     "allocation",
     "clear_tail",
@@ -40,6 +42,7 @@ __all__ = [
     "grow",
     "has_magic",
     "is_empty",
+    "find_leaks",
     "has_fixed_tail",
     "has_tail",
     "read_backing_name",
@@ -63,6 +66,7 @@ _HOMES = {
     "require_held": "holding",
     "require_whole": "completeness",
     "require_single_owners": "cluster_uses",
+    **dict.fromkeys(("Leaks", "find_leaks"), "leaks"),
     "grow": "growing",
     **dict.fromkeys(("bytes_of_image", "repoint", "write_image"), "writing"),
 }

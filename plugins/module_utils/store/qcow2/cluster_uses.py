@@ -43,15 +43,29 @@ def require_single_owners(fd: int) -> None:
 
     :raises Qcow2Error: a cluster has two uses, or is in use and not counted, or the tables are damaged in another way.
     """
-    header = reading.read_header(fd)
+    checked_uses(fd, reading.read_header(fd))
+
+
+def checked_uses(fd: int, header: reading.Header) -> Uses | None:
+    """All uses of the clusters of an opened image, which :func:`require_single_owners` checks. None: it is too large for that, or has internal snapshots.
+
+    :raises Qcow2Error: as of that function.
+    """
+    found = _uses_of(fd, header)
+    if found is not None and not header.dirty:
+        _require_counts(fd, header, found)
+    return found
+
+
+def _uses_of(fd: int, header: reading.Header) -> Uses | None:
     clusters = -(-os.fstat(fd).st_size // header.cluster_size)
     tables = l1_table(fd, header, MOST_TABLE_BYTES // header.cluster_size)
     if header.internal_snapshots or clusters > _MOST_CLUSTERS or tables is None:
-        return
+        return None
     at, blocks = l2_entries.refcount_table(fd, header)
     if blocks is None:
         raise layout.Qcow2Error("its table of reference counts is cut short")
-    uses = _Uses(header, clusters)
+    uses = Uses(header, clusters, blocks)
     uses.take_bytes(0, 1)
     uses.take_bytes(header.l1_offset, header.l1_entries * 8)
     uses.take_bytes(at, len(blocks) * 8)
@@ -65,15 +79,18 @@ def require_single_owners(fd: int) -> None:
     for entry in tables.values():
         uses.take_table(os.pread(fd, header.cluster_size, entry & OFFSET).ljust(header.cluster_size, b"\0"))
     uses.finish()
-    if not header.dirty:
-        _require_counts(fd, header, blocks, uses)
+    return uses
 
 
-class _Uses:
-    """The uses of each cluster of a file: by one owner, by entries that are not flagged as the only owner, and by compressed data."""
+class Uses:
+    """The uses of each cluster of a file: by one owner, by entries that are not flagged as the only owner, and by compressed data.
 
-    def __init__(self, header: reading.Header, clusters: int) -> None:
+    :param blocks: the offsets in bytes of the blocks of reference counts, in order. 0: there is none.
+    """
+
+    def __init__(self, header: reading.Header, clusters: int, blocks: list[int]) -> None:
         self._header = header
+        self.blocks = blocks
         self._size = header.cluster_size
         self._bits = header.cluster_bits
         entries = header.cluster_size // 8
@@ -180,11 +197,14 @@ class _Uses:
                 if self.owned[number] or (excluding is not None and excluding[number]):
                     raise layout.Qcow2Error(_SHARED)
 
-    def counted(self) -> Iterator[tuple[int, int]]:
-        """(Number of a cluster, number of its uses), for clusters without a single owner."""
+    def by_block(self, per_block: int) -> dict[int, list[tuple[int, int]]]:
+        """Of clusters without a single owner: index of their block of counts → (position in it, number of uses). :param per_block: counts of a block."""
+        found: dict[int, list[tuple[int, int]]] = {}
         for counts in (self.others, self.packed):
             for number in _used(counts):
-                yield number, counts[number] if counts is not None else 0
+                index, position = divmod(number, per_block)
+                found.setdefault(index, []).append((position, counts[number] if counts is not None else 0))
+        return found
 
 
 def _used(counts: array.array | None) -> Iterator[int]:
@@ -195,24 +215,19 @@ def _used(counts: array.array | None) -> Iterator[int]:
             yield from (start + position for position, count in enumerate(part) if count)
 
 
-def _require_counts(fd: int, header: reading.Header, blocks: list[int], uses: _Uses) -> None:
+def _require_counts(fd: int, header: reading.Header, uses: Uses) -> None:
     """Compare uses with counts. :raises Qcow2Error: a cluster is counted less often than it is used."""
-    order = 4 if header.version == 2 else struct.unpack(">I", os.pread(fd, 4, _ORDER_AT))[0]
-    per_block = header.cluster_size * 8 >> order
-    without_owner: dict[int, list[tuple[int, int]]] = {}
-    for number, count in uses.counted():
-        without_owner.setdefault(number // per_block, []).append((number, count))
+    per_block = header.cluster_size * 8 >> order_of(fd, header)
+    without_owner = uses.by_block(per_block)
     for index in range(-(-len(uses.owned) // per_block)):
         owned = bytes(uses.owned[index * per_block : (index + 1) * per_block])
         if not without_owner.get(index) and not owned.count(1):
             continue
-        block = blocks[index] if index < len(blocks) else 0
-        counts = _counts(os.pread(fd, header.cluster_size, block).ljust(header.cluster_size, b"\0") if block else b"", order)
+        counts = counts_of_block(fd, header, uses.blocks, index)
         counted = int.from_bytes(_is_counted(counts, len(owned)), "big")
         if int.from_bytes(owned, "big") & ~counted:
             raise layout.Qcow2Error(_UNCOUNTED)
-        for number, count in without_owner.get(index, ()):
-            position = number % per_block
+        for position, count in without_owner.get(index, ()):
             if (counts[position] if position < len(counts) else 0) < count:
                 raise layout.Qcow2Error(_UNCOUNTED)
 
@@ -220,6 +235,17 @@ def _require_counts(fd: int, header: reading.Header, blocks: list[int], uses: _U
 def _is_counted(counts: array.array | list[int], number: int) -> bytes:
     """One byte for each of ``number`` clusters: 1 if its count is not zero."""
     return bytes([1 if count else 0 for count in counts[:number]]).ljust(number, b"\0")
+
+
+def order_of(fd: int, header: reading.Header) -> int:
+    """The binary logarithm of the width of a reference count in bits."""
+    return 4 if header.version == 2 else int(struct.unpack(">I", os.pread(fd, 4, _ORDER_AT))[0])
+
+
+def counts_of_block(fd: int, header: reading.Header, blocks: list[int], index: int) -> array.array | list[int]:
+    """The counts of the block of this index. Empty if there is none."""
+    block = blocks[index] if index < len(blocks) else 0
+    return _counts(os.pread(fd, header.cluster_size, block).ljust(header.cluster_size, b"\0") if block else b"", order_of(fd, header))
 
 
 def _counts(block: bytes, order: int) -> array.array | list[int]:

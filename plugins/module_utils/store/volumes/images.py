@@ -18,7 +18,6 @@ from ..metadata import records
 
 WORST_DAY = "look at docs/worst-day.md for how to repair a chain by hand"
 PUT_BACK = "put the file back from a backup of the share, or remove the volume with state: absent (and cascade: true where it has snapshots)"
-_BLOCK = 512  # bytes; st_blocks counts these, whatever the block size of the file system is
 
 
 @dataclass
@@ -115,7 +114,7 @@ def read_image(
         file,
         image_format,
         size,
-        status.st_blocks * _BLOCK,
+        model.allocated(status),
         backing_file,
         backing_format,
         empty,
