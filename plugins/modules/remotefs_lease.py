@@ -52,7 +52,7 @@ options:
     type: list
     elements: str
   uses:
-    description: Names of volumes that those rest on, such as a golden one. O(golden_keep) does not count them.
+    description: Names of volumes on which the volumes of the lease rest, such as a golden one. O(golden_keep) does not count them.
     type: list
     elements: str
   labels:
@@ -98,7 +98,7 @@ options:
     type: bool
     default: false
   run_dir:
-    description: Where those machines are recorded, as for M(remotefs.storage.remotefs_machine).
+    description: Where machines that are ended with the lease are recorded, as for M(remotefs.storage.remotefs_machine).
     type: path
     default: /run/remotefs
   leases:
@@ -206,7 +206,7 @@ lease:
     ttl: {description: Seconds from the last renewal to its end; null where it does not end., type: int, returned: always}
     labels: {description: The names and values kept with it., type: dict, returned: always}
     volumes: {description: Names of the volumes that may be made under it., type: list, elements: str, returned: always}
-    uses: {description: Names of the volumes that those rest on., type: list, elements: str, returned: always}
+    uses: {description: Names of the volumes on which those of the lease rest., type: list, elements: str, returned: always}
     collector: {description: Who removes what is left of it; null where nobody does., type: str, returned: always}
   sample:
     name: ci-main

@@ -63,7 +63,7 @@ leases:
     ttl: {description: Seconds from the last renewal to its end; null where it does not end., type: int, returned: when it can be read}
     labels: {description: The names and values kept with it., type: dict, returned: when it can be read}
     volumes: {description: Names of the volumes that may be made under it., type: list, elements: str, returned: when it can be read}
-    uses: {description: Names of the volumes that those rest on., type: list, elements: str, returned: when it can be read}
+    uses: {description: Names of the volumes on which those of the lease rest., type: list, elements: str, returned: when it can be read}
     collector: {description: Who removes what is left of it; null where nobody does., type: str, returned: when it can be read}
 error_code:
   description: The kind of failure, when a share itself cannot be read.

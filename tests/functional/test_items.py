@@ -210,7 +210,7 @@ def test_what_diffs_tell(share: Path, tmp_path: Path, ansible_environment: dict)
     for one in back:
         told = output([one], share, tmp_path, ansible_environment, "--check", "--diff")
         assert ("+++ after: v00@s" if one is back[0] else "+ content of v00: ") in told
-        assert "goes back to snapshot s of 20" in told and "(about 3" in told and "bytes)), which is dropped" in told
+        assert "goes back to snapshot s of 20" in told and ": about 3" in told and "bytes), to be dropped" in told
     assert "goes back" in output(back, share, tmp_path, ansible_environment, "--diff")
     told = output(back, share, tmp_path, ansible_environment, "--diff")
     assert "goes back" not in told and "changed=0" in told

@@ -25,8 +25,8 @@ def content_goes_back(plan: Plan, snapshot: str) -> tuple[str, str] | None:
     if plan.before.size and all(image.empty for image in above):  # an overlay's own tables are nobody's data
         return f"as {said}, since which nothing was written", f"goes back to {said}"
     dropped = sum(image.allocated for image in above if not image.empty)
-    about = f"about {model.size_text(dropped)}" if plan.before.size else "nobody knows how much"
-    return f"as written since {said} ({about}), which is dropped", f"goes back to {said}"
+    about = f"about {model.size_text(dropped)}" if plan.before.size else "an unknown amount"
+    return f"as written since {said}: {about}, to be dropped", f"goes back to {said}"
 
 
 def one_line(found: dict) -> str:
