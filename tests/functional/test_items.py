@@ -397,5 +397,6 @@ def document(checkout: Path, module: str) -> str:
     text = (checkout / "plugins" / "modules" / f"{module}.py").read_text().split("EXAMPLES")[0]
     plain, change = (checkout / "plugins" / "doc_fragments" / "store.py").read_text().split("CHANGE = ")
     change, many = change.split("MANY = ")
-    parts = {"store": plain, "store.change": change, "store.many": many}
+    plain, shares = plain.split("SHARES = ")
+    parts = {"store": plain, "store.shares": shares.split("ATTACHMENT = ")[0], "store.change": change, "store.many": many}
     return text + "".join(part for name, part in parts.items() if f"- remotefs.storage.{name}\n" in text)
