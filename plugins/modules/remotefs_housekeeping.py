@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: remotefs_housekeeping
-short_description: Remove what killed tasks left on a share, give back leaked clusters, and store equal blocks once
+short_description: Remove what killed tasks left on a share, and give back room that nobody needs
 version_added: 1.1.0
 description:
   - Removes leftovers. A leftover is a temporary file of this collection, a part of an image that nobody has gone on with, or a file that a finished
@@ -18,6 +18,7 @@ description:
     changes any more, and for names that no volume ever got.
   - Nothing else is removed. Files that nobody on the share names are somebody's.
   - With O(leaked_clusters) qcow2 images give back clusters that they count and do not use. Contents stay as they are.
+  - With O(empty_overlays) snapshots go that were taken for linked clones, when those are gone and nothing was written since.
   - With O(equal_blocks) images of volumes that have the same content at some places store it once. Contents stay as they are.
 author:
   - remotefs.storage contributors (@remotefs)
@@ -65,13 +66,24 @@ options:
         damaged. RV(leaked_clusters[].why) says so.
     type: bool
     default: false
+  empty_overlays:
+    description:
+      - Drop empty overlays. A linked clone of the present content of a volume rests on a snapshot C(clone-NAME), which is taken for it and stays when the
+        clone is removed. So each such clone makes the chain of its source longer.
+      - Such a snapshot goes if no volume is called C(NAME), if nobody has given it another description, labels, protection or an end, if its overlay is
+        empty, and if no clone rests on the overlay or on the file below it. It shows what the next point shows, so no content is lost, and no data is
+        moved. Where the overlay is the active image, the volume has another active image afterwards.
+      - Volumes that have replicas, are replicas, or were made under a lease, are left alone.
+    type: bool
+    default: false
   speed:
     description: How many bytes are read in a second at most for O(equal_blocks), such as V(50M) (IEC). With V(0) it goes as fast as it can.
     type: str
     default: "0"
   timeout:
     description:
-      - Seconds for O(leaked_clusters), and again for O(equal_blocks), on each share. Then the task fails with C(tool_failed), and what is done stays so.
+      - Seconds for O(leaked_clusters), again for O(empty_overlays), and again for O(equal_blocks), on each share. Then the task fails with C(tool_failed), and
+        what is done stays so.
     type: float
   lock_timeout:
     description: Seconds to wait for another task that reads the clock of the share. Locks of volumes are not waited for.
@@ -181,6 +193,29 @@ given_back:
   description: The RV(leaked_clusters[].bytes) of all that were given back.
   returned: with O(leaked_clusters)
   type: int
+empty_overlays:
+  description: The snapshots that were taken for linked clones which are gone, and whose overlays are empty.
+  returned: with O(empty_overlays)
+  type: list
+  elements: dict
+  contains:
+    share:
+      description: The share.
+      type: str
+    volume:
+      description: The volume.
+      type: str
+    snapshot:
+      description: The snapshot.
+      type: str
+      sample: clone-ci-07
+    bytes:
+      description: Bytes on the disk of its overlay.
+      type: int
+    why:
+      description: Why it stays. Empty if it went, or in check mode would go.
+      type: str
+      sample: a machine or another program has it open
 equal_blocks:
   description: What became of equal blocks.
   returned: with O(equal_blocks)
@@ -228,6 +263,10 @@ def _result(params: dict, options, finder) -> dict:
         from ..module_utils.operations import leaked_clusters
 
         parts.append(leaked_clusters.free_all(candidates.shares, replace(paced, speed=0)))
+    if params["empty_overlays"]:
+        from ..module_utils.operations import empty_overlays
+
+        parts.append(empty_overlays.drop_all(candidates.shares, replace(paced, speed=0)))
     if params["equal_blocks"]:
         from ..module_utils.operations import equal_blocks
 
@@ -252,6 +291,7 @@ def main() -> None:
         "grace": {"type": "str", "default": "1d"},
         "leftovers": {"type": "bool", "default": True},
         "leaked_clusters": {"type": "bool", "default": False},
+        "empty_overlays": {"type": "bool", "default": False},
         "equal_blocks": {"type": "bool", "default": False},
         "speed": {"type": "str", "default": "0"},
         "timeout": {"type": "float"},

@@ -69,7 +69,7 @@ options:
         description:
           - One of its snapshots. Without it the clone is made from the present content.
           - A linked clone of the present content rests on a snapshot that is taken for it, called V(clone-NAME). It stays when the clone is
-            removed; remove it with M(remotefs.storage.remotefs_snapshot).
+            removed; remove it with M(remotefs.storage.remotefs_snapshot), or with O(remotefs.storage.remotefs_housekeeping#module:empty_overlays).
         type: str
       share:
         version_added: 1.1.0

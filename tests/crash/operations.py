@@ -27,6 +27,7 @@ from property.world import World, candidates, run, write_pattern
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout, NoSpace, StorageError
 from ansible_collections.remotefs.storage.plugins.module_utils.operations import (
+    empty_overlays,
     exporting,
     groups,
     importing,
@@ -533,6 +534,27 @@ def _free_leaks(where: Candidates, options: Options) -> list[Outcome]:
     return [Outcome("vol", bool(steps), steps, [], None, None)]
 
 
+def _with_spare_overlay(share: Path, scratch: Path) -> Model:
+    """A chain, of which a linked clone was made that is gone."""
+    model = _chain("qcow2")(share, scratch)
+    everywhere, quiet = candidates(share), Options(lock_timeout=5)
+    volumes.ensure_present(updating.VolumeRequest(everywhere, DesiredVolume("c0"), updating.SourceRequest("vol", linked=True)), quiet)
+    volumes.ensure_absent(everywhere, "c0", False, quiet)
+    return {"vol": model["vol"].with_point("clone-c0")}
+
+
+def _drop_overlays(where: Candidates, options: Options) -> list[Outcome]:
+    """And the next task on that volume, which ends what a killed one left of a deletion that nobody sees any more."""
+    done = empty_overlays.drop(where.shares[0], options)
+    if done.failure:
+        raise done.failure
+    for one in (overlay for overlay in done.overlays if overlay.why):
+        raise LockTimeout(f"snapshot {one.snapshot}", one.why, "run the task again")
+    after = snapshots.delete(where, "vol", ["clone-c0"], options)
+    steps = [{"step": "drop_overlay", "snapshot": one.snapshot} for one in done.overlays] + after.actions
+    return [Outcome("vol", bool(steps) or after.changed, steps, after.recovered, None, None)]
+
+
 def _is_somebodys(share: Path) -> None:
     """Whatever was made under a lease is there with a lease that lists it; and so is the volume that the task makes."""
     known = {lease["id"]: lease["volumes"] for lease in leases.read_all(candidates(share).shares[0])}
@@ -828,6 +850,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "clean up": Operation(_with_leftovers, _clean, lambda model: model, tool=False, apart=True, parts=True),
     "give back leaks": Operation(_with_leaks, _free_leaks, lambda model: model, tool=True, apart=True, parts=True),
+    "drop an empty overlay": Operation(_with_spare_overlay, _drop_overlays, _loses("clone-c0"), tool=False, apart=True, parts=True),
     "make a seed": Operation(
         _lone("raw"), _write_seed("new", "new"), _adds("new", lambda _model: _seed("new", "new").content), tool=False, always=_is_told_to_nobody
     ),

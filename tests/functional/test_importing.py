@@ -302,8 +302,8 @@ def test_a_server_that_drips_is_given_its_time(store: Store) -> None:
 
 
 def test_an_image_that_the_share_has_no_room_for_is_not_fetched(store: Store, tmp_path: Path) -> None:
-    free = os.statvfs(store.path).f_bavail * os.statvfs(store.path).f_frsize
-    with serving(lambda handler, _number: reply(handler, b"x" * MIB, length=free + MIB)) as server:
+    total = os.statvfs(store.path).f_blocks * os.statvfs(store.path).f_frsize  # what is free changes while other tests run
+    with serving(lambda handler, _number: reply(handler, b"x" * MIB, length=total + MIB)) as server:
         with pytest.raises(NoSpace):
             imported(store, ImageRequest(server.url))
         assert len(server.asked) == 1 and left(store) == []

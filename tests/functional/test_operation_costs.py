@@ -77,9 +77,10 @@ class Share1:
             self.fsyncs += 1
             real(fd)
 
-        def opened(name: str, *arguments: Any, **named: Any) -> int:
-            self.opened = self.opened.and_then(str(name))
-            return real_open(name, *arguments, **named)
+        def opened(name: str, flags: int, *arguments: Any, **named: Any) -> int:
+            if not flags & os.O_PATH:  # that is a look at a name, which the server is asked for, but nothing that it opens
+                self.opened = self.opened.and_then(str(name))
+            return real_open(name, flags, *arguments, **named)
 
         monkeypatch.setattr(os, "fsync", counted)
         monkeypatch.setattr(os, "open", opened)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from leaking import leak, leaks_of
 
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import updating
+
 from .test_clones import content, write
 from .test_documents import blocks, play
 from .test_examples import replaced
@@ -26,8 +28,8 @@ def test_the_playbooks_of_the_guide(store: Store, tmp_path: Path, ansible_enviro
     other = Store(tmp_path / "other")
     other.path.mkdir()
     places = {"storage_client": "localhost", "/srv/volumes": str(store.path), "/srv/backup": str(other.path), "1G": "1M"}
-    told, placed, emptied, tidied, leaked, shared = (json.loads(replaced(json.dumps(book), places)) for book in blocks(PAGE.read_text()))
-    for book in (told, placed, emptied, tidied, leaked, shared):
+    told, placed, emptied, tidied, leaked, dropped, shared = (json.loads(replaced(json.dumps(book), places)) for book in blocks(PAGE.read_text()))
+    for book in (told, placed, emptied, tidied, leaked, dropped, shared):
         book[0].update(gather_facts=False, become=False)
     play(placed, tmp_path, ansible_environment)
     assert [len(list(one.path.glob("disk-*"))) for one in (store, other)] == [10, 10]
@@ -37,6 +39,9 @@ def test_the_playbooks_of_the_guide(store: Store, tmp_path: Path, ansible_enviro
     store.present("leaky", size=MIB, format="qcow2")
     leak(store.path / "leaky", 4)
     assert "256.00 KB are free again, 0 images stay" in play(leaked, tmp_path, ansible_environment) and leaks_of(store.path / "leaky") == 0
+    store.present("of-leaky", updating.SourceRequest("leaky", linked=True))
+    store.absent("of-leaky")
+    assert '"msg": "clone-of-leaky"' in play(dropped, tmp_path, ansible_environment) and store.info("leaky")["snapshots"] == []
     store.absent("leaky")
     play(emptied, tmp_path, ansible_environment)
     assert content(other, "disk-0") == before and not list(store.path.glob("disk-*")) and len(list(other.path.glob("disk-*"))) == 20

@@ -207,11 +207,13 @@ def _machine(**args: object) -> tuple[str, dict]:
     return "remotefs_machine", {"lock_timeout": 0.3, "name": "env-00", "run_dir": "{run}", "program": "qemu-system-nowhere", "wait_for": "none", **args}
 
 
+#: Tasks about whole shares, which meet every attack.
+LOOKING_AFTER = ("share_info", "housekeeping")
 TASKS: dict[str, tuple[str, dict]] = {
     "info": ("remotefs_volume_info", {}),
     "snapshot_info": ("remotefs_snapshot_info", {"volumes": ["vol"]}),
     "share_info": ("remotefs_share_info", {}),
-    "housekeeping": ("remotefs_housekeeping", {"lock_timeout": 0.3, "grace": "1s", "leaked_clusters": True, "equal_blocks": True}),
+    "housekeeping": ("remotefs_housekeeping", {"lock_timeout": 0.3, "grace": "1s", "leaked_clusters": True, "empty_overlays": True, "equal_blocks": True}),
     "snapshot": _snapshot(name="s9"),
     "delete": _snapshot(name="s1", state="absent"),
     "revert": _snapshot(name="s1", state="reverted", discard_newer=True),

@@ -171,7 +171,7 @@ def _prepare_parent(parent: model.Volume, source: updating.SourceRequest, snapsh
 
     if source.snapshot is None and not parent.has_snapshot(snapshot):
         return planner.create_snapshot(
-            parent, DesiredSnapshot(snapshot, created=model.now(), description="taken for a linked clone", max_chain=source.max_chain)
+            parent, DesiredSnapshot(snapshot, created=model.now(), description=clones.DESCRIPTION, max_chain=source.max_chain)
         )
     if source.snapshot is None:
         clones.require_current(parent, snapshot)

@@ -24,7 +24,6 @@ from . import leftovers, transaction, updating, workspace
 from .options import Options
 
 _PENDING = "a killed task on its volume is to be ended first; the next task that changes the volume does that"
-_IN_USE = "a machine or another program has it open"
 _USE_UNKNOWN = "its file system does not show whether somebody has it open; use qemu-img check -r leaks while nobody has"
 _IDENTITY = "somebody has written to it since its snapshot was recorded, so that the snapshot would be taken for another one"
 _BITMAPS = "it has dirty bitmaps, which would be lost if the task were killed"
@@ -110,7 +109,7 @@ def _of_volume(share: model.Share, name: str, options: Options) -> list[Image]:
             updating.refuse_member(work, share, volume)
             observed = work.look(share, name).observed
             if not share.locks_visible or (observed is not None and observed.in_use):
-                return [Image(name, volume.active.file, 0, _IN_USE if share.locks_visible else _USE_UNKNOWN)]
+                return [Image(name, volume.active.file, 0, leftovers.IN_USE if share.locks_visible else _USE_UNKNOWN)]
             lost = _without_identity(work, share, volume)
             return [image for one in volume.own if one.format == "qcow2" for image in _of_file(work, share, volume, one.file, lost)]
     except errors.LockTimeout:
@@ -142,7 +141,7 @@ def _of_file(work: workspace.Workspace, share: model.Share, volume: model.Volume
     except (clusters.Unsuited, qcow2.Qcow2Error) as error:
         return [Image(volume.name, file, 0, str(error))]
     except errors.InUse:
-        return [Image(volume.name, file, found.bytes, _IN_USE)]
+        return [Image(volume.name, file, found.bytes, leftovers.IN_USE)]
     except leftovers.OF_THE_FILE as error:
         return [Image(volume.name, file, 0, leftovers.reason(error))]
 

@@ -35,7 +35,7 @@ OF_THE_FILE = (
     errors.NeedsRecovery,
     errors.UnsafeImage,
 )  # errors that are about one of them
-AT_WORK = "a task works at it"
+AT_WORK, IN_USE = "a task works at it", "a machine or another program has it open"  # why what is about volumes stays
 _WITHOUT_LOCK = "."  # files of tasks that take no lock begin so, which no volume does
 
 

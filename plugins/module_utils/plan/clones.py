@@ -15,6 +15,8 @@ from . import cost, headers, planner, steps
 from .desired import DesiredVolume
 from .plan import CREATE_VOLUME, FLATTEN, Plan
 
+DESCRIPTION = "taken for a linked clone"  # of such a snapshot
+
 
 def snapshot_for(clone: str) -> str:
     """The name of the snapshot that is taken of the source volume so that ``clone`` can be made from it."""
