@@ -552,7 +552,7 @@ def _drop_overlays(where: Candidates, options: Options) -> list[Outcome]:
         raise LockTimeout(f"snapshot {one.snapshot}", one.why, "run the task again")
     after = snapshots.delete(where, "vol", ["clone-c0"], options)
     steps = [{"step": "drop_overlay", "snapshot": one.snapshot} for one in done.overlays] + after.actions
-    return [Outcome("vol", bool(steps) or after.changed, steps, after.recovered, None, None)]
+    return [Outcome("vol", bool(steps) or after.changed, steps, [], None, None)]  # which of the two ends a killed one is not told
 
 
 def _is_somebodys(share: Path) -> None:
