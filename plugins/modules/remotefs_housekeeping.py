@@ -257,20 +257,20 @@ from ..module_utils import arguments, changes, errors
 def _result(params: dict, options, finder) -> dict:
     candidates = finder.find(params["share"], params["mount_base"])
     candidates.require_all()
-    paced = replace(options, speed=changes.parse_speed(params["speed"]), timeout=params["timeout"])
+    speed, timed = changes.parse_speed(params["speed"]), replace(options, timeout=params["timeout"])
     parts = [_cleaned(params, candidates.shares if params["leftovers"] else (), options)]
     if params["leaked_clusters"]:
         from ..module_utils.operations import leaked_clusters
 
-        parts.append(leaked_clusters.free_all(candidates.shares, replace(paced, speed=0)))
+        parts.append(leaked_clusters.free_all(candidates.shares, timed))
     if params["empty_overlays"]:
         from ..module_utils.operations import empty_overlays
 
-        parts.append(empty_overlays.drop_all(candidates.shares, replace(paced, speed=0)))
+        parts.append(empty_overlays.drop_all(candidates.shares, timed))
     if params["equal_blocks"]:
         from ..module_utils.operations import equal_blocks
 
-        parts.append(equal_blocks.share_all(candidates.shares, paced))
+        parts.append(equal_blocks.share_all(candidates.shares, replace(timed, speed=speed)))
     actions = [action for part in parts for action in part["actions"]]
     return {**{key: value for part in reversed(parts) for key, value in part.items()}, "actions": actions, "changed": bool(actions)}
 

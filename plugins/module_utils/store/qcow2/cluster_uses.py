@@ -53,7 +53,7 @@ def checked_uses(fd: int, header: reading.Header) -> Uses | None:
     """
     found = _uses_of(fd, header)
     if found is not None and not header.dirty:
-        _require_counts(fd, header, found)
+        _require_counts(fd, found)
     return found
 
 
@@ -65,7 +65,7 @@ def _uses_of(fd: int, header: reading.Header) -> Uses | None:
     at, blocks = l2_entries.refcount_table(fd, header)
     if blocks is None:
         raise layout.Qcow2Error("its table of reference counts is cut short")
-    uses = Uses(header, clusters, blocks)
+    uses = Uses(header, clusters, blocks, _order_of(fd, header))
     uses.take_bytes(0, 1)
     uses.take_bytes(header.l1_offset, header.l1_entries * 8)
     uses.take_bytes(at, len(blocks) * 8)
@@ -86,11 +86,13 @@ class Uses:
     """The uses of each cluster of a file: by one owner, by entries that are not flagged as the only owner, and by compressed data.
 
     :param blocks: the offsets in bytes of the blocks of reference counts, in order. 0: there is none.
+    :param order: the binary logarithm of the width of a reference count in bits.
     """
 
-    def __init__(self, header: reading.Header, clusters: int, blocks: list[int]) -> None:
+    def __init__(self, header: reading.Header, clusters: int, blocks: list[int], order: int) -> None:
         self._header = header
-        self.blocks = blocks
+        self.blocks, self._order = blocks, order
+        self.per_block = header.cluster_size * 8 >> order  # counts of a block
         self._size = header.cluster_size
         self._bits = header.cluster_bits
         entries = header.cluster_size // 8
@@ -197,12 +199,17 @@ class Uses:
                 if self.owned[number] or (excluding is not None and excluding[number]):
                     raise layout.Qcow2Error(_SHARED)
 
-    def by_block(self, per_block: int) -> dict[int, list[tuple[int, int]]]:
-        """Of clusters without a single owner: index of their block of counts → (position in it, number of uses). :param per_block: counts of a block."""
+    def counts(self, fd: int, index: int) -> array.array | list[int]:
+        """The counts of the block of this index, as the file has them. Empty if there is none."""
+        block = self.blocks[index] if index < len(self.blocks) else 0
+        return _counts(os.pread(fd, self._size, block).ljust(self._size, b"\0") if block else b"", self._order)
+
+    def by_block(self) -> dict[int, list[tuple[int, int]]]:
+        """Of clusters without a single owner: index of their block of counts → (position in it, number of uses)."""
         found: dict[int, list[tuple[int, int]]] = {}
         for counts in (self.others, self.packed):
             for number in _used(counts):
-                index, position = divmod(number, per_block)
+                index, position = divmod(number, self.per_block)
                 found.setdefault(index, []).append((position, counts[number] if counts is not None else 0))
         return found
 
@@ -215,15 +222,14 @@ def _used(counts: array.array | None) -> Iterator[int]:
             yield from (start + position for position, count in enumerate(part) if count)
 
 
-def _require_counts(fd: int, header: reading.Header, uses: Uses) -> None:
+def _require_counts(fd: int, uses: Uses) -> None:
     """Compare uses with counts. :raises Qcow2Error: a cluster is counted less often than it is used."""
-    per_block = header.cluster_size * 8 >> order_of(fd, header)
-    without_owner = uses.by_block(per_block)
+    per_block, without_owner = uses.per_block, uses.by_block()
     for index in range(-(-len(uses.owned) // per_block)):
         owned = bytes(uses.owned[index * per_block : (index + 1) * per_block])
         if not without_owner.get(index) and not owned.count(1):
             continue
-        counts = counts_of_block(fd, header, uses.blocks, index)
+        counts = uses.counts(fd, index)
         counted = int.from_bytes(_is_counted(counts, len(owned)), "big")
         if int.from_bytes(owned, "big") & ~counted:
             raise layout.Qcow2Error(_UNCOUNTED)
@@ -237,15 +243,9 @@ def _is_counted(counts: array.array | list[int], number: int) -> bytes:
     return bytes([1 if count else 0 for count in counts[:number]]).ljust(number, b"\0")
 
 
-def order_of(fd: int, header: reading.Header) -> int:
+def _order_of(fd: int, header: reading.Header) -> int:
     """The binary logarithm of the width of a reference count in bits."""
     return 4 if header.version == 2 else int(struct.unpack(">I", os.pread(fd, 4, _ORDER_AT))[0])
-
-
-def counts_of_block(fd: int, header: reading.Header, blocks: list[int], index: int) -> array.array | list[int]:
-    """The counts of the block of this index. Empty if there is none."""
-    block = blocks[index] if index < len(blocks) else 0
-    return _counts(os.pread(fd, header.cluster_size, block).ljust(header.cluster_size, b"\0") if block else b"", order_of(fd, header))
 
 
 def _counts(block: bytes, order: int) -> array.array | list[int]:

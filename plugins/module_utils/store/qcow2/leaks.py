@@ -37,8 +37,7 @@ def find_leaks(fd: int) -> Leaks:
     uses = cluster_uses.checked_uses(fd, header)
     if uses is None:
         raise Unsuited("it is too large to be checked, or has internal snapshots")
-    per_block = header.cluster_size * 8 >> cluster_uses.order_of(fd, header)
-    without_owner = uses.by_block(per_block)
+    per_block, without_owner = uses.per_block, uses.by_block()
     clusters = unused = 0
     for index, block in enumerate(uses.blocks):
         used = list(uses.owned[index * per_block : (index + 1) * per_block])
@@ -46,6 +45,6 @@ def find_leaks(fd: int) -> Leaks:
             continue
         for position, count in without_owner.get(index, ()):
             used[position] += count
-        excess = [now for now, count in zip(used, cluster_uses.counts_of_block(fd, header, uses.blocks, index)) if count > now]
+        excess = [now for now, count in zip(used, uses.counts(fd, index)) if count > now]
         clusters, unused = clusters + len(excess), unused + excess.count(0)
     return Leaks(clusters, unused * header.cluster_size, header.bitmaps)
