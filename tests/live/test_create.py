@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from typing import Callable
+from pathlib import Path
+from typing import Any, Callable
 
 import pytest
 
@@ -145,3 +146,74 @@ def test_absolute_backing_names_are_healed(make: Callable[..., Live]) -> None:
     assert [step["step"] for step in done.actions] == ["repoint", "create_overlay", "write_info"]
     told = subprocess.run(["qemu-img", "info", "-U", "--output=json", str(live.path / "v.a")], check=True, capture_output=True, text=True)
     assert json.loads(told.stdout)["backing-filename"] == "v"
+
+
+def test_qemu_describes_its_nodes_once(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs a time that grows with the square of the chain's length, and the guest's disk waits meanwhile. A pair of nodes of another program's
+    makes it once more."""
+    live = make("qcow2")
+    guest = live.start()
+    asked: list[str] = []
+    run = Monitor.run
+
+    def counted(self: Monitor, command: str, **arguments: Any) -> Any:
+        asked.append(command)
+        return run(self, command, **arguments)
+
+    def added_by_others(self: Monitor, command: str, **arguments: Any) -> Any:
+        done = counted(self, command, **arguments)
+        if command == "blockdev-add":
+            guest.qmp("blockdev-add", driver="raw", node_name="somebody", file={"driver": "null-co", "size": SIZE})
+        return done
+
+    for number, (snapshot, way, times) in enumerate([("a", counted, 1), ("b", added_by_others, 2)]):
+        guest.scribble(number)
+        asked.clear()
+        monkeypatch.setattr(Monitor, "run", way)
+        live.snapshot(snapshot)
+        monkeypatch.setattr(Monitor, "run", run)
+        assert asked.count("query-named-block-nodes") == times
+    guest.qmp("blockdev-del", node_name="somebody")
+    guest.scribble(3)
+    live.snapshot("c")
+    live.require_right()
+    live.require_nothing_left()
+
+
+@pytest.mark.parametrize("instead", ["nothing", "another file", "with a filter below"])
+def test_the_node_of_the_overlay_is_another_one_at_the_switch(make: Callable[..., Live], monkeypatch: pytest.MonkeyPatch, instead: str) -> None:
+    """Another client took it away, and gave its name to something else. The guest gets the overlay that is on the share, or nothing happens."""
+    live = make("qcow2")
+    guest = live.start()
+    guest.scribble(1)
+    other = live.path.parent / "other"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(other), str(SIZE)], check=True)
+    run, done = Monitor.run, []
+
+    def exchanged(self: Monitor, command: str, **arguments: Any) -> Any:
+        answer = run(self, command, **arguments)
+        if command == "blockdev-add" and not done:
+            done.append(command)
+            guest.qmp("blockdev-del", node_name=arguments["node_name"])
+            if instead == "another file":
+                again = {**arguments, "file": {"driver": "file", "filename": str(other)}}
+                guest.qmp("blockdev-add", **again)
+            elif instead == "with a filter below":
+                guest.qmp("blockdev-add", **{**arguments, "file": {"driver": "throttle", "throttle-group": "limits", "file": arguments["file"]}})
+        return answer
+
+    if instead == "with a filter below":
+        guest.qmp("object-add", **{"qom-type": "throttle-group", "id": "limits"})
+    monkeypatch.setattr(Monitor, "run", exchanged)
+    live.snapshot("a")
+    monkeypatch.setattr(Monitor, "run", run)
+    guest.scribble(2)
+    guest.quit()
+    live.require_right()
+    assert qcow2_is_empty(other)
+
+
+def qcow2_is_empty(path: Path) -> bool:
+    """Whether nothing was ever written to an image."""
+    told = subprocess.run(["qemu-img", "map", "--output=json", str(path)], check=True, capture_output=True).stdout
+    return not any(one["data"] for one in json.loads(told))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -65,6 +65,7 @@ def test_round_through_json(plan) -> None:
         replace(written.before, adopted=True, dependents=()),
         "g",
     )
+    assert json.dumps(written.to_json()["before"]) == json.dumps({**asdict(written.before), "pending": None})  # all fields, at all depths
     assert (read.after is None) == (plan.after is None)
     assert not read.after or read.after.parent == plan.after.parent
 

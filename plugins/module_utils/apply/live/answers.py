@@ -8,7 +8,7 @@ What listens at a path that a user names can be anything. After this check the r
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 _LONGEST_PATH = 4096  # bytes
 _JOB = {"id": str, "type": str, "status": str, "error?": str}
@@ -34,8 +34,6 @@ _SHAPES: dict[str, Any] = {
     "query-chardev": [{"label": str, "filename": str, "frontend-open": bool}],
     "qom-list": [{"name": str, "type": str}],
 }
-GREETING = {"QMP": dict}
-ERROR = {"class": str, "desc": str}
 
 
 class Strange(Exception):
@@ -44,31 +42,54 @@ class Strange(Exception):
 
 def check(command: str, answer: object) -> None:
     """Check the answer to a command. Of commands that only act, nothing is read. :raises Strange: it has another shape."""
-    shape = _SHAPES.get(command)
-    if shape is not None:
-        require_shape(answer, shape, f"the answer to {command}")
+    holds = _CHECKS.get(command)
+    if holds is not None and not holds(answer):
+        raise Strange(f"the answer to {command} is none that QEMU gives")
 
 
-def require_shape(value: object, shape: Any, where: str) -> None:
-    """:raises Strange: the value has another shape. ``where`` is how the message names it."""
+def require_greeting(value: object) -> None:
+    """:raises Strange: it is no greeting of QEMU's."""
+    if not _is_greeting(value):
+        raise Strange("its greeting is none that QEMU gives")
+
+
+def require_error(value: object, command: str) -> None:
+    """:raises Strange: it is not what QEMU says when it refuses a command."""
+    if not _is_error(value):
+        raise Strange(f"the answer to {command} is none that QEMU gives")
+
+
+def _check_of(shape: Any) -> Callable[[object], bool]:
+    """What tells whether a value that was read from JSON has a shape. It is made once: the graph of a long chain has thousands of values."""
     if isinstance(shape, list):
-        _require(isinstance(value, list), where)
-        for one in value:  # type: ignore[attr-defined]
-            require_shape(one, shape[0], where)
-    elif isinstance(shape, dict):
-        _require(isinstance(value, dict), where)
-        for key, inner in shape.items():
-            name = key.rstrip("?")
-            if name in value or name == key:  # type: ignore[operator]
-                _require(name in value, where)  # type: ignore[operator]
-                require_shape(value[name], inner, where)  # type: ignore[index]
-    else:
-        _require(isinstance(value, shape) and (shape is bool or not isinstance(value, bool)), where)
+        one = _check_of(shape[0])
+        return lambda value: type(value) is list and all(map(one, value))
+    if isinstance(shape, dict):
+        return _check_of_keys(shape)
+    return lambda value: type(value) is shape
 
 
-def _require(holds: bool, where: str) -> None:
-    if not holds:
-        raise Strange(f"{where} is none that QEMU gives")
+def _check_of_keys(shape: dict[str, Any]) -> Callable[[object], bool]:
+    plain = [(key, inner) for key, inner in shape.items() if isinstance(inner, type) and not key.endswith("?")]
+    others = [(key.rstrip("?"), key.endswith("?"), _check_of(inner)) for key, inner in shape.items() if (key, inner) not in plain]
+
+    def holds(value: object) -> bool:
+        if type(value) is not dict:
+            return False
+        for key, kind in plain:
+            if type(value.get(key)) is not kind:
+                return False
+        for key, may_lack, inner in others:
+            if not (inner(value[key]) if key in value else may_lack):
+                return False
+        return True
+
+    return holds
+
+
+_CHECKS = {command: _check_of(shape) for command, shape in _SHAPES.items()}
+_is_greeting = _check_of({"QMP": dict})
+_is_error = _check_of({"class": str, "desc": str})
 
 
 def is_path(told: str) -> bool:

@@ -84,7 +84,7 @@ class Monitor:
         """Read the greeting and begin. :raises Lost: there is none. :raises Strange: another server's. :raises QmpError: it refuses to begin."""
         until = time.monotonic() + GREETING
         self.pid = _PEER.unpack(self._stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
-        answers.require_shape(self._line(until), answers.GREETING, "its greeting")
+        answers.require_greeting(self._line(until))
         self._run("qmp_capabilities", {}, until)
         self.commands = frozenset(one["name"] for one in self._run("query-commands", {}, until))
 
@@ -131,7 +131,7 @@ class Monitor:
             if answer.get("id") != mine:
                 continue  # an event, or the answer to another process that had this connection
             if "error" in answer:
-                answers.require_shape(answer["error"], answers.ERROR, f"the answer to {command}")
+                answers.require_error(answer["error"], command)
                 raise QmpError(command, answer["error"]["class"], answer["error"]["desc"])
             if "return" not in answer:
                 raise Strange(f"the answer to {command} is none that QEMU gives")

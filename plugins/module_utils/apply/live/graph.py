@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from typing import Collection, Iterator
+from typing import Collection, Iterator, NamedTuple
 
 from ... import errors
 from .. import openers
@@ -51,20 +51,27 @@ class Node:
         return self.driver in _PROTOCOLS
 
 
+class Added(NamedTuple):
+    """An image that this task has made, with a name that nobody else gives, and that it has let QEMU open. ``key``: its file."""
+
+    node: Node
+    key: openers.Key
+
+
 class Graph:
     """The graph as it is at one instant.
 
     :param without: names of jobs that have ended. What they still hold does not count.
-    :param before: an earlier graph. If it has the same nodes, they are taken from it, and QEMU is asked for the edges only: it needs long
-        to describe the nodes of a long chain.
+    :param before: an earlier graph. If it has the same nodes, besides those that were ``added``, they are taken from it, and QEMU is asked for
+        the edges only: to describe the nodes, it needs a time that grows with the square of the length of the chain. Nothing else runs in QEMU then.
     :raises InUse: this process may not see which files QEMU has open. :raises QmpError, Lost, Strange: see :meth:`Monitor.run`.
     """
 
-    def __init__(self, monitor: client.Monitor, without: Collection[str] = (), before: Graph | None = None) -> None:
+    def __init__(self, monitor: client.Monitor, without: Collection[str] = (), before: Graph | None = None, added: Collection[Added] = ()) -> None:
         self._pid = monitor.pid
-        told = _edges_only(monitor, before._nodes) if before is not None else None
+        known = before._edges_only(monitor, added) if before is not None else None
         self._nodes: dict[str, Node]
-        self._nodes, graph = told or _asked(monitor)
+        self._nodes, graph = known[:2] if known is not None else _asked(monitor)
         names = {one["id"]: (one["type"], one["name"]) for one in graph["nodes"]}
         self._above: dict[str, list[tuple[str, str, str]]] = {}  # of a node: (type, name, kind of edge) of what is on it
         self._below: dict[str, dict[str, str]] = {}  # of a node: kind of edge → node under it
@@ -82,7 +89,19 @@ class Graph:
             if kind == _DEVICE and "resize" not in edge.get("shared-perm", ["resize"]):
                 self._holders.setdefault(below, []).append(above or f"an export of node {below}")
         self._require_no_circle()
-        self._by_file: dict[openers.Key, list[str]] = before._by_file if before is not None and told is not None else self._files()
+        self._by_file: dict[openers.Key, list[str]] = known[2] if known is not None else self._files()
+
+    def _edges_only(self, monitor: client.Monitor, added: Collection[Added]) -> tuple[dict[str, Node], dict, dict[openers.Key, list[str]]] | None:
+        """The nodes of this graph and those that were added, the graph as it is now, and the protocol nodes by their files. None if it has other nodes.
+        That an added node shows its file is proved by this: QEMU has the file open, and has said that it opened it under this name."""
+        graph = monitor.run("x-debug-query-block-graph")
+        named, nodes, by_file = _named(graph), self._nodes, self._by_file
+        for one in added:
+            protocol = _file_node(graph, one.node.name)
+            if protocol is not None and one.node.name not in nodes and one.key not in by_file and one.key in self._opened():
+                nodes = {**nodes, one.node.name: one.node, protocol: Node(protocol, "file", False, 0, one.node.cache, path=one.node.path)}
+                by_file = {**by_file, one.key: [protocol]}
+        return (nodes, graph, by_file) if named == set(nodes) else None
 
     def _require_no_circle(self) -> None:
         """:raises Strange: a node is above itself."""
@@ -300,10 +319,11 @@ def _asked(monitor: client.Monitor) -> tuple[dict[str, Node], dict]:
     raise answers.Strange("its block graph names nodes that it does not have")
 
 
-def _edges_only(monitor: client.Monitor, nodes: dict[str, Node]) -> tuple[dict[str, Node], dict] | None:
-    """These nodes, and the graph as it is now. None if it has others."""
-    graph = monitor.run("x-debug-query-block-graph")
-    return (nodes, graph) if _named(graph) == set(nodes) else None
+def _file_node(graph: dict, name: str) -> str | None:
+    """The node right under this one, if that is its file and nothing else is under it."""
+    names = {one["id"]: one["name"] for one in graph["nodes"] if one["type"] == _NODE}
+    below = [(edge["name"], names.get(edge["child"])) for edge in graph["edges"] if names.get(edge["parent"]) == name]
+    return below[0][1] if len(below) == 1 and below[0][0] == "file" else None
 
 
 def _named(graph: dict) -> set[str] | None:

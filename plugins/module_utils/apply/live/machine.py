@@ -17,7 +17,7 @@ from ... import errors, model
 from ...store.files.directory import ShareDirectory
 from .. import openers
 from . import answers, client
-from .graph import Graph, Node
+from .graph import Added, Graph, Node
 
 OURS = "rfs-"  # how the names of our jobs and nodes begin
 JOBS = ("switch", "commit", "pull")
@@ -37,6 +37,7 @@ class Machine:
         self.directory, self._check_only = directory, check_only
         self._ended: set[str] = set()  # jobs of ours that have ended and stay
         self._seen: Graph | None = None
+        self._added: list[Added] = []  # images that this task has let QEMU open
         self._statuses = {file: status for file in volume.files for status in [directory.root.status(file)] if status is not None}
 
     @property
@@ -61,8 +62,14 @@ class Machine:
     def shape(self) -> Graph:
         """The graph as it is now, for a caller that asks which node is above which. What else is known of a node, such as its size, may be
         as it was when the whole graph was read. :raises InUse, QmpError, Lost: see :class:`Graph`."""
-        self._seen = Graph(self.monitor, self._ended, self._seen)
+        self._seen = Graph(self.monitor, self._ended, self._seen, self._added)
         return self._seen
+
+    def note_added(self, node: Node, file: str) -> None:
+        """QEMU has opened a new file of the share under the name of this node."""
+        status = self.directory.root.status(file)
+        if status is not None:
+            self._added.append(Added(node, (status.st_dev, status.st_ino)))
 
     def graph_seen(self) -> Graph:
         """The graph as it was last read, for what does not depend on what others did since."""

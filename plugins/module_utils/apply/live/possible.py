@@ -11,6 +11,7 @@ from typing import Iterable
 from ... import errors, model
 from ...plan import steps
 from ...plan.plan import Plan
+from ...store import qcow2
 from .. import merges
 from . import rights
 from .graph import Graph, Node
@@ -165,8 +166,19 @@ def _require_committable(machine: Machine, write: merges.Write) -> None:
 
 def require_size(machine: Machine, node: Node, size: int) -> None:
     """QEMU itself compares no sizes: with a smaller overlay the guest's disk would shrink. :raises InUse: the disk has another size."""
-    if node.size != size:
-        machine.refuse(f"the machine's disk has {node.size} bytes, and the file on the share {size}", _STOP)
+    _require_equal(machine, node.size, size)
+
+
+def require_size_kept(machine: Machine, file: str, size: int) -> None:
+    """The same, of the image that the guest writes to, by its file: QEMU writes a new size there before it says that the disk has it."""
+    with machine.directory.root.opened(file) as fd:
+        is_qcow2 = machine.volume.image(file).format == "qcow2"
+        _require_equal(machine, qcow2.read_header(fd).size if is_qcow2 else model.round_to_sector(os.fstat(fd).st_size), size)
+
+
+def _require_equal(machine: Machine, disk: int, size: int) -> None:
+    if disk != size:
+        machine.refuse(f"the machine's disk has {disk} bytes, and the file on the share {size}", _STOP)
 
 
 def directory_of(machine: Machine, node: Node) -> str:

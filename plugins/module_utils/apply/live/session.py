@@ -81,6 +81,7 @@ class LiveSession(machine_session.MachineSession):
         path = os.path.join(possible.directory_of(self._machine, active), file)
         protocol = {"driver": "file", "filename": path, "cache": cache}
         self._machine.monitor.run("blockdev-add", driver="qcow2", node_name=name, backing=None, cache=cache, file=protocol)
+        self._machine.note_added(Node(name, "qcow2", False, active.size, active.cache, path=path), file)
         return name
 
     def settle(self, announce: Callable[[str], None]) -> None:
@@ -124,12 +125,12 @@ class LiveSession(machine_session.MachineSession):
         if self._withdrawn or plan.after is None or not merges.is_taken(plan):
             return None
         overlay, backing = plan.after.active.file, str(plan.after.active.backing_file)
-        graph = self._machine.graph()
+        graph = self._machine.shape()
         active = self._machine.node(graph, backing)
         if graph.overlay_on(active.name) in {node.name for node in self._machine.images(graph, overlay)}:
             return None
         self._require_empty(overlay)
-        possible.require_size(self._machine, active, plan.after.size)
+        possible.require_size_kept(self._machine, backing, plan.after.size)
         return NextOverlay(active.name, self._waiting(graph, overlay) or self._add(active, overlay))
 
     def require_used(self, action: NextOverlay) -> None:
