@@ -326,6 +326,49 @@ def test_a_job_on_one_of_the_disks(make_disks: Callable[..., Disks]) -> None:
     assert "another program's job works on its disk (backup)" in refused(disks)
 
 
+def test_qemu_describes_its_nodes_once_for_all_disks(make_disks: Callable[..., Disks], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs a time that grows with all their chains, and the guest's disks wait meanwhile."""
+    disks, asked, run = make_disks("raw", "qcow2", "qcow2"), [], Monitor.run
+    disks.start()
+
+    def counted(self: Monitor, command: str, **arguments: Any) -> Any:
+        asked.append(command)
+        return run(self, command, **arguments)
+
+    monkeypatch.setattr(Monitor, "run", counted)
+    for number, name in enumerate(("g", "h")):
+        disks.scribble(number)
+        asked.clear()
+        disks.snapshot(name)
+        assert asked.count("query-named-block-nodes") == 1 and asked.count("blockdev-add") == 3
+    disks.scribble(9)
+    disks.require_right()
+
+
+def test_a_disk_grows_before_all_switch(make_disks: Callable[..., Disks], monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU would take the smaller overlay, and the guest's disk would shrink. No disk gets the snapshot."""
+    disks, run, grown = make_disks(), Monitor.run, []
+    guest = disks.start()
+
+    def resized(self: Monitor, command: str, **arguments: Any) -> Any:
+        done = run(self, command, **arguments)
+        if command == "blockdev-add" and not grown:
+            grown.append(command)
+            guest.qmp("block_resize", node_name="disk1", size=2 * SIZE)
+        return done
+
+    disks.scribble(1)
+    monkeypatch.setattr(Monitor, "run", resized)
+    with pytest.raises(InUse, match=str(2 * SIZE)):
+        disks.together("g")
+    monkeypatch.setattr(Monitor, "run", run)
+    disks.data["b"] += bytes(SIZE)
+    assert all(disks.info(name)["snapshots"] == [] for name in disks.names)
+    disks.scribble(2)
+    disks.snapshot("h")
+    disks.require_right()
+
+
 # -- what fails in the middle ----------------------------------------------------------------------------------------
 
 

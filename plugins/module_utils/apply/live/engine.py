@@ -13,6 +13,7 @@ from ...plan.plan import CREATE_SNAPSHOT, Plan
 from ...store.files.directory import ShareDirectory
 from .. import machine_engine, machine_session, merges, openers, turns
 from . import client, possible
+from .graph import Seen
 from .machine import Machine, told
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class QmpEngine(machine_engine.MachineEngine):
     def __init__(self, directory: ShareDirectory, terms: Terms, files: Engine, monitor: client.Monitor | None = None) -> None:
         super().__init__(terms)
         self._directory, self._files, self._monitor = directory, files, monitor
+        self._seen = Seen()
         self.attachment = terms.attachment
 
     def session(self, plan: Plan, source: CopySource | None = None) -> Session:
@@ -75,7 +77,7 @@ class QmpEngine(machine_engine.MachineEngine):
         """See :meth:`engine.Engine.written`."""
         if self._monitor is None:
             return None
-        machine = Machine(self._monitor, self._directory, volume, check_only=True)
+        machine = Machine(self._monitor, self._directory, volume, check_only=True, seen=self._seen)
         with told(machine):
             return machine.written(machine.require_able(), files)
 
@@ -125,13 +127,14 @@ class QmpEngine(machine_engine.MachineEngine):
     def _machine(self, plan: Plan, check_only: bool) -> Machine:
         if self._monitor is None or plan.before is None:
             raise errors.InUse(f"volume {plan.volume}", "a machine may have it open, and no monitor is given", "give attachment")
-        return Machine(self._monitor, self._directory, plan.before, check_only)
+        return Machine(self._monitor, self._directory, plan.before, check_only, self._seen)
 
     def _ready_for(self, plan: Plan, check_only: bool) -> Machine:
         machine = self._machine(plan, check_only)
         if any(step.touches() for step in plan.steps):
             with told(machine):
-                possible.require_possible(plan, machine, machine.require_ready(), self._terms.drop_bitmaps)
+                graph = machine.require_ready(shape_only=plan.operation == CREATE_SNAPSHOT)  # it looks at the size once more before it switches
+                possible.require_possible(plan, machine, graph, self._terms.drop_bitmaps)
                 merges.require_own_files(plan, self._directory)
         self._require_guest(plan, machine)
         return machine

@@ -58,6 +58,14 @@ class Added(NamedTuple):
     key: openers.Key
 
 
+class Seen:
+    """What a task has seen of a machine's graph: ``graph`` as it was last read, and the images that were ``added`` meanwhile."""
+
+    def __init__(self) -> None:
+        self.graph: Graph | None = None
+        self.added: list[Added] = []
+
+
 class Graph:
     """The graph as it is at one instant.
 

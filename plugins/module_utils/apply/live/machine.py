@@ -17,7 +17,7 @@ from ... import errors, model
 from ...store.files.directory import ShareDirectory
 from .. import openers
 from . import answers, client
-from .graph import Added, Graph, Node
+from .graph import Added, Graph, Node, Seen
 
 OURS = "rfs-"  # how the names of our jobs and nodes begin
 JOBS = ("switch", "commit", "pull")
@@ -30,14 +30,16 @@ class Machine:
     """What is behind a monitor, and the volume's images in it.
 
     :param volume: the volume as ``.info`` describes it. :param check_only: nothing may be changed, not even what a killed task has left.
+    :param seen: what the task has seen of the machine for other volumes.
     """
 
-    def __init__(self, monitor: client.Monitor, directory: ShareDirectory, volume: model.Volume, check_only: bool = False) -> None:
+    def __init__(
+        self, monitor: client.Monitor, directory: ShareDirectory, volume: model.Volume, check_only: bool = False, seen: Seen | None = None
+    ) -> None:
         self.monitor, self.volume = monitor, volume
         self.directory, self._check_only = directory, check_only
         self._ended: set[str] = set()  # jobs of ours that have ended and stay
-        self._seen: Graph | None = None
-        self._added: list[Added] = []  # images that this task has let QEMU open
+        self._seen = seen or Seen()
         self._statuses = {file: status for file in volume.files for status in [directory.root.status(file)] if status is not None}
 
     @property
@@ -56,24 +58,24 @@ class Machine:
 
     def graph(self) -> Graph:
         """The graph as it is now. :raises InUse, QmpError, Lost: see :class:`Graph`."""
-        self._seen = Graph(self.monitor, self._ended)
-        return self._seen
+        self._seen.graph = Graph(self.monitor, self._ended)
+        return self._seen.graph
 
     def shape(self) -> Graph:
         """The graph as it is now, for a caller that asks which node is above which. What else is known of a node, such as its size, may be
         as it was when the whole graph was read. :raises InUse, QmpError, Lost: see :class:`Graph`."""
-        self._seen = Graph(self.monitor, self._ended, self._seen, self._added)
-        return self._seen
+        self._seen.graph = Graph(self.monitor, self._ended, self._seen.graph, self._seen.added)
+        return self._seen.graph
 
     def note_added(self, node: Node, file: str) -> None:
         """QEMU has opened a new file of the share under the name of this node."""
         status = self.directory.root.status(file)
         if status is not None:
-            self._added.append(Added(node, (status.st_dev, status.st_ino)))
+            self._seen.added.append(Added(node, (status.st_dev, status.st_ino)))
 
     def graph_seen(self) -> Graph:
         """The graph as it was last read, for what does not depend on what others did since."""
-        return self._seen or self.graph()
+        return self._seen.graph or self.graph()
 
     def images(self, graph: Graph, file: str) -> list[Node]:
         """The nodes of a file of the share."""
@@ -128,9 +130,13 @@ class Machine:
 
     # -- what must hold before anything is sent ------------------------------------------------------------------------
 
-    def require_ready(self) -> Graph:
-        """Check that work on the volume may begin, and return the graph. :raises InUse: it may not. :raises ToolMissing: QEMU cannot do what is needed."""
-        graph = self.require_able()
+    def require_ready(self, shape_only: bool) -> Graph:
+        """Check that work on the volume may begin, and return the graph.
+
+        :param shape_only: the work depends on nothing else of the nodes that may have changed since the task has seen them.
+        :raises InUse: it may not. :raises ToolMissing: QEMU cannot do what is needed.
+        """
+        graph = self.require_able(shape_only)
         self._require_chain(graph, self.volume.files)
         self.require_no_other(self.volume.own_files, writing=True)
         self._require_no_jobs(graph, self.volume.files, ours=False)
@@ -192,14 +198,14 @@ class Machine:
     def _is_top(self, graph: Graph, node: Node) -> bool:
         return graph.overlay_on(node.name) is None and bool(graph.users_of(node.name))
 
-    def require_able(self) -> Graph:
+    def require_able(self, shape_only: bool = False) -> Graph:
         """Check what does not depend on the volume, and return the graph. :raises InUse: the machine is not at work, or not reachable."""
         lacking = sorted(set(_NEEDED) - self.monitor.commands)
         if lacking:
             raise errors.ToolMissing(f"QEMU behind {self.monitor.path}", f"it lacks {model.listed(lacking)}", "use QEMU 7.2 or newer")
         self._require_settled()
         self._clear_ended_jobs()
-        return self.graph()
+        return self.shape() if shape_only else self.graph()
 
     def _clear_ended_jobs(self) -> None:
         """Dismiss jobs of this volume that have ended and that a killed task did not dismiss: they keep files open, and what they did the

@@ -78,9 +78,9 @@ class MixedEngine(QmpEngine):
     def _has(self, volume: model.Volume, files: Iterable[str]) -> bool:
         if self._monitor is None:
             return False
-        machine = Machine(self._monitor, self._directory, volume, check_only=True)
+        machine = Machine(self._monitor, self._directory, volume, check_only=True, seen=self._seen)
         with told(machine):
-            graph = machine.require_able()
+            graph = machine.require_able(shape_only=True)
             return any(machine.images(graph, file) for file in files)
 
     def _is_open(self, plan: Plan, images: Iterable[str] = ()) -> bool:
