@@ -56,6 +56,8 @@ EXPLAINED = ("plan/planner.py", "plan/merge.py", "plan/intent.py", "plan/retenti
 #: What else can be mutated by name, by the beginning of its path.
 OTHERS = {
     "plan/": ("tests/unit/plan", VOLUMES, CLONES, REFUSALS, CHAINS),
+    "apply/live/": ("tests/live/test_create.py", "tests/live/test_planted.py", "tests/hostile/test_monitor.py", "tests/live/test_refusals.py",
+                    "tests/live/test_machines_of_others.py", "tests/live/test_delete.py", "tests/live/test_groups.py"),
     "apply/": ("tests/unit/apply", "tests/functional/test_2014.py", VOLUMES, CLONES, REFUSALS, CHAINS, FENCING),
     "store/": ("tests/unit/store", VOLUMES, CLONES, REFUSALS, CHAINS),
 }
