@@ -450,6 +450,17 @@ def publish(work: Work) -> None:
     work.run("bash", "tests/sessions/publish", work.scratch, bin=bin, env=env)
 
 
+@stage
+def container(work: Work) -> None:
+    """The same, and an execution environment that is built from it with podman, and makes volumes; part of `nightly`"""
+    machine.need_root()
+    machine.need_debian("the base of an execution environment is made of")
+    machine.need("mmdebstrap", "podman", "runc")
+    bin = machine.tools_venv()
+    env = tree.ansible_environment(work.scratch, tree.copy_tree(work.scratch / "tree"), bin)
+    work.run("tests/lab/debian-container", "localhost/debian", "bash", "tests/sessions/publish", work.scratch, bin=bin, env=env)
+
+
 # ------------------------------------------------------------------------------------------------------- labs
 
 

@@ -56,6 +56,7 @@ STAGES = (
 NIGHTLY = (
     Stage("nightly", minutes=NIGHTLY_MINUTES),
     Stage("ceph", minutes=NEWER_MINUTES),
+    Stage("container", minutes=NEWER_MINUTES),
     Stage("newqemu", minutes=NEWER_MINUTES),
     Stage("mutation", minutes=MUTATION_MINUTES),
 )
