@@ -458,7 +458,7 @@ def container(work: Work) -> None:
     machine.need("mmdebstrap", "podman", "runc")
     bin = machine.tools_venv()
     env = tree.ansible_environment(work.scratch, tree.copy_tree(work.scratch / "tree"), bin)
-    work.run("tests/lab/debian-container", "localhost/debian", "bash", "tests/sessions/publish", work.scratch, bin=bin, env=env)
+    work.run("tests/lab/debian-container", "localhost/debian:1", "bash", "tests/sessions/publish", work.scratch, bin=bin, env=env)
 
 
 # ------------------------------------------------------------------------------------------------------- labs
