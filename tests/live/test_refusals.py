@@ -504,6 +504,19 @@ def test_interrupted_work_that_would_harm_a_machine(make: Callable[..., Live]) -
     assert guest.alive
 
 
+def test_a_machine_that_was_started_by_a_link_elsewhere(make: Callable[..., Live], tmp_path: Path) -> None:
+    """QEMU would look for the overlay beside the link."""
+    live = make("qcow2")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "v").symlink_to(live.path / "v")
+    guest = live.start(path=str(elsewhere / "v"))
+    guest.scribble(1)
+    assert f"the machine opened {elsewhere}/v, which is in another directory" in refused(live, lambda **mode: live.take("a", **mode))
+    live.grow(SIZE + MIB)
+    live.require_right()
+
+
 # -- other users in the same machine ---------------------------------------------------------------------------------------
 
 
