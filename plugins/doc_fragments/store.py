@@ -39,7 +39,10 @@ options:
     type: path
     default: /etc/fstab
   timeout:
-    description: Seconds that one share may take to answer.
+    description:
+      - Seconds that a share may be silent, while it is asked for its space, and then while what it holds is read.
+      - A share of which nothing was heard for that long counts as one that cannot be read. The task goes on with the others.
+      - A large share may take longer than that altogether, because each volume and each lease that was read is heard of.
     type: int
     default: 10
 """

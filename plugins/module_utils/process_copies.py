@@ -14,13 +14,16 @@ import os
 import select
 import signal
 import struct
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from typing import Callable, Iterator, Sequence
 
 HEAD = struct.Struct("=Q")  # bytes that follow
 _AT_ONCE = 1 << 20  # bytes
 _PR_SET_PDEATHSIG = 1
+_LAST_PAUSE = 0.05  # seconds. A copy that was killed is looked at after pauses that double up to this one
 Send = Callable[[bytes], None]
+_given_up: set[int] = set()  # copies that were killed, and are stuck in the kernel
 
 
 def dying_with_parent() -> Callable[[], None]:
@@ -68,6 +71,31 @@ class Copy:
         except ChildProcessError:
             pass  # the parent of this task made it ignore SIGCHLD, so the kernel has removed the child already
 
+    def give_up(self) -> None:
+        """Kill it, whatever it does, and close the pipe. One that is stuck in the kernel ends later, when its system call returns. It is not waited for."""
+        os.close(self.pipe)
+        with suppress(ProcessLookupError):  # as in end()
+            os.kill(self.pid, signal.SIGKILL)
+        _given_up.add(self.pid)
+        pause = 0.0002
+        while pause <= _LAST_PAUSE:
+            time.sleep(pause)
+            pause *= 2
+            reap_given_up()
+            if self.pid not in _given_up:
+                return
+
+
+def reap_given_up() -> None:
+    """Let those of the copies that were given up go that have ended meanwhile. Otherwise they would stay as zombies while this process lives."""
+    for pid in tuple(_given_up):
+        try:
+            has_ended = os.waitpid(pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            has_ended = True  # the kernel has removed it already, see Copy.end
+        if has_ended:
+            _given_up.discard(pid)
+
 
 @contextmanager
 def started(parts: Sequence[Callable[[Send], None]]) -> Iterator[list[Copy]]:
@@ -103,7 +131,33 @@ def messages(copies: Sequence[Copy]) -> Iterator[bytes]:
                 del waiting[pipe]
 
 
-def _start(others: list[Copy], part: Callable[[Send], None]) -> Copy:
+def start_apart(part: Callable[[Send], None]) -> Copy:
+    """Start a copy that may get stuck, does ``part`` and ends. It dies with this thread, and has only its own end of the pipe. With this process's standard
+    output or a lock, it would keep those waiting who wait for their end. :raises OSError: no more processes or descriptors can be had."""
+    reap_given_up()
+    die_with_parent = dying_with_parent()
+
+    def prepare(pipe: int) -> None:
+        _given_up.clear()  # they are no children of the copy
+        die_with_parent()
+        _keep_only(pipe)
+
+    return _start([], part, prepare)
+
+
+def _keep_only(pipe: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd != pipe:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # that of the listing itself
+
+
+def _start(others: list[Copy], part: Callable[[Send], None], prepare: Callable[[int], None] | None = None) -> Copy:
     reading, writing = os.pipe()
     try:
         pid = os.fork()
@@ -118,6 +172,8 @@ def _start(others: list[Copy], part: Callable[[Send], None]) -> Copy:
     try:
         for fd in (reading, *(other.pipe for other in others)):
             os.close(fd)
+        if prepare is not None:
+            prepare(writing)
         part(lambda message: _send(writing, message))
         code = 0
     finally:

@@ -14,7 +14,7 @@ description:
   - Also returns what they hold. That are the sizes of all volumes together, what the file system can do, files that killed tasks left behind,
     and files that nobody on the share names. It only reads. It removes nothing.
   - A share that cannot be read is returned with RV(shares[].error_code) and RV(shares[].msg). The task does not fail because of it.
-    The task waits O(timeout) seconds for a server that does not answer, and no longer.
+    The task waits O(timeout) seconds for a server that does not answer, and no longer, also if it stops while its contents are read.
 author:
   - remotefs.storage contributors (@remotefs)
 extends_documentation_fragment:

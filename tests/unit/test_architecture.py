@@ -15,7 +15,7 @@ PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 UTILS = PLUGINS / "module_utils"
 LAYERS = ["inventory", "modules", "results"]
 LAYERS += ["changes", "hidden_options", "machines", "refused", "background", "arguments", "operations", "images", "apply", "plan", "store"]
-LAYERS += ["mounts", "together", "model", "lease", "attachments", "localities", "command", "pace", "progress", "process_copies", "errors"]
+LAYERS += ["mounts", "together", "model", "lease", "attachments", "localities", "command", "pace", "progress", "limited", "process_copies", "errors"]
 MAY_IMPORT = {
     "modules": {"access", "results", "leasing", "changes", "hidden_options", "arguments", "operations", "mounts", "plan", "together", "model", "errors"},
     "inventory": {"arguments", "operations", "errors"},
@@ -30,12 +30,12 @@ MAY_IMPORT = {
     "consumers": {"apply", "mounts", "attachments", "command", "errors"},
     "access": {"consumers", "apply", "store", "mounts", "model", "attachments", "command", "errors"},
     "operations": {"access", "consumers", "machines", "images", "apply", "plan", "store", "mounts", "together", "model", "lease", "attachments", "localities"}
-    | {"process_copies", "pace", "progress", "errors"},
+    | {"process_copies", "limited", "pace", "progress", "errors"},
     "images": {"store", "model", "pace", "errors"},
     "apply": {"plan", "store", "model", "attachments", "command", "pace", "progress", "errors"},
     "plan": {"model", "lease", "attachments", "errors"},
     "store": {"model", "lease", "attachments", "localities", "process_copies", "errors"},
-    "mounts": {"model", "localities", "command", "errors"},
+    "mounts": {"model", "localities", "command", "limited", "errors"},
     "together": {"model", "errors"},
     "model": {"errors"},
     "lease": set(),
@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "command": {"process_copies", "pace", "errors"},
     "pace": {"progress", "errors"},
     "progress": set(),
+    "limited": {"process_copies", "errors"},
     "process_copies": set(),
     "errors": set(),
 }

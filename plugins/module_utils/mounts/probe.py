@@ -12,8 +12,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
-from .. import errors
+from .. import errors, limited
+
+Answer = TypeVar("Answer")
 
 
 class Deadline:
@@ -46,88 +49,41 @@ def capacity(path: str, timeout: float, subject: str) -> Capacity:
     :raises StorageError: it cannot be read.
     """
 
-    def query() -> tuple:
-        """Runs in the child process."""
-        room = os.statvfs(path)
-        writable = os.access(path, os.W_OK | os.X_OK)
-        return room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize, (room.f_blocks - room.f_bfree) * room.f_frsize, int(writable)
+    return bounded(lambda: room(path), timeout, subject)
 
-    total, free, used, writable = bounded(query, timeout, subject)
-    return Capacity(total, free, used, bool(writable))
+
+def room(path: str) -> Capacity:
+    """As :func:`capacity`, without a limit of time. :raises OSError: it cannot be read."""
+    found = os.statvfs(path)
+    used = (found.f_blocks - found.f_bfree) * found.f_frsize
+    return Capacity(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, used, os.access(path, os.W_OK | os.X_OK))
 
 
 def directory_state(path: str, timeout: float, subject: str) -> tuple[bool, bool, bool]:
     """(whether ``path`` exists, whether it is a directory, whether it is empty). It raises the same errors as :func:`capacity`."""
 
-    def query() -> tuple:
+    def query() -> tuple[bool, bool, bool]:
         """Runs in the child process."""
         if not os.path.isdir(path):
-            return int(os.path.lexists(path)), 0, 1
-        return 1, 1, int(not os.listdir(path))
+            return os.path.lexists(path), False, True
+        return True, True, not os.listdir(path)
 
-    exists, directory, empty = bounded(query, timeout, subject)
-    return bool(exists), bool(directory), bool(empty)
+    return bounded(query, timeout, subject)
 
 
-def bounded(query: Callable[[], tuple], timeout: float, subject: str) -> tuple:
-    """Call ``query`` in a child process and return its result. :param query: a function that returns a tuple of integers.
+def bounded(query: Callable[[], Answer], timeout: float, subject: str) -> Answer:
+    """Call ``query`` in a child process and return its result.
 
     :param timeout: seconds to wait for it. :param subject: the share, for messages.
-    :raises ShareNotMounted: it took longer, or the path does not exist. :raises StorageError: it raised another OSError.
+    :raises ShareNotMounted: it took longer, or the path does not exist. :raises StorageError: it raised another error.
     """
-    import select
-
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _run_in_child(query, writer)
-    os.close(writer)
     try:
-        ready = select.select([reader], [], [], max(timeout, 0.1))[0]
-        answer = os.read(reader, 4096).decode("ascii") if ready else ""
-    finally:
-        os.close(reader)
-        _kill(child)
-    if not ready:
-        raise errors.ShareNotMounted(subject, f"it does not answer within {timeout:.0f} s", "check its server, or mount it again with state: remounted")
-    numbers = tuple(int(number) for number in answer.split())
-    if numbers and numbers[0] in (errno.ENOENT, errno.ENOTDIR):
-        raise errors.ShareNotMounted(subject, "its directory is not there", "create it, or mount the share with remotefs_share, and run the task again")
-    if not numbers or numbers[0] != 0:
-        raise errors.from_os_error(_os_error(numbers[0] if numbers else 5), subject, os.geteuid())
-    return numbers[1:]
-
-
-def _os_error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
-
-
-def _run_in_child(query: Callable[[], tuple], writer: int) -> None:
-    """Run ``query`` in the child and write the result to ``writer``. All other descriptors are closed first: a stuck child would keep pipes open."""
-    try:
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        os.closerange(3, writer)
-        os.closerange(writer + 1, 1024)
-        try:
-            answer = (0,) + tuple(query())
-        except OSError as error:
-            answer = (error.errno or 5,)
-        os.write(writer, " ".join(map(str, answer)).encode("ascii"))
-    finally:
-        os._exit(0)
-
-
-def _kill(child: int) -> None:
-    """Kill the child and wait 0.1 s for its end. A child that is stuck in the kernel ends later, when its system call returns."""
-    import signal
-
-    os.kill(child, signal.SIGKILL)
-    for _dummy in range(20):
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return
-        time.sleep(0.005)
+        return limited.within(timeout, lambda _alive: query(), subject)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            remedy = "create it, or mount the share with remotefs_share, and run the task again"
+            raise errors.ShareNotMounted(subject, "its directory is not there", remedy) from error
+        raise errors.from_os_error(error, subject, os.geteuid()) from error
 
 
 def holders(path: str, limit: int = 3, trigger: int | None = None) -> list[str]:

@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Iterator, NamedTuple, Sequence
 
-from .. import errors, model
+from .. import errors, limited, model
 from ..lease import Lease
+from ..limited import Alive
 from ..plan import leases as plans
 from ..plan.leases import Asked
 from ..store.files.directory import ShareDirectory
@@ -392,11 +393,15 @@ def _warn_of_clocks(share: model.Share, options: Options) -> None:
         options.task.warn(f"{share.source} ({share.fstype}): {told}; option grace is how far they may differ")
 
 
-def read_all(share: model.Share) -> list[dict]:
-    """All leases of a share for users, by name; one that cannot be read has ``name``, ``error_code`` and ``msg``."""
+def read_all(share: model.Share, alive: Alive = limited.heard_by_nobody) -> list[dict]:
+    """All leases of a share for users, by name; one that cannot be read has ``name``, ``error_code`` and ``msg``.
+
+    :param alive: called whenever one was read.
+    """
     found: list[dict] = []
     with ShareDirectory(share) as directory:
         for name in leases.names(directory):
+            alive()
             try:
                 lease = leases.read(directory, name)
             except errors.StorageError as error:

@@ -9,7 +9,7 @@ import os
 import stat
 from typing import Iterable, NamedTuple, Sequence
 
-from .. import errors, model
+from .. import errors, limited, model
 from ..mounts import host_files
 from . import leases, share_contents, shares
 from .share_contents import VolumeFigures
@@ -60,8 +60,8 @@ def of_shares(names: list[str] | str | None, mount_base: str, fstab: str, timeou
     """Figures of shares, of their volumes and of their leases. A share that cannot be read has one: that it is not up. One that is found at several
     places is not up if it cannot be read at one of them.
 
-    :param names: shares by source or directory; None: every mounted one. :param timeout: seconds for each share. :param volumes: also of each volume.
-    :param now: seconds since 1970. :raises StorageError: the names or the table of mounts cannot be read.
+    :param names: shares by source or directory; None: every mounted one. :param timeout: seconds that a share may be silent.
+    :param volumes: also of each volume. :param now: seconds since 1970. :raises StorageError: the names or the table of mounts cannot be read.
     """
     by_share: dict[tuple, list[Sample]] = {}
     for name in shares.named(names, mount_base):
@@ -75,13 +75,17 @@ def _of_share(name: str, mount_base: str, fstab: str, timeout: float, volumes: b
     """The first of them is whether it is up."""
     told, share = shares.look(name, mount_base, fstab, timeout)
     labels = (("share", str(told["src"])),)
+    down = [Sample(_SHARE + "up", labels, 0)]
     if share is None:
-        return [Sample(_SHARE + "up", labels, 0)]
+        return down
+
+    def read(alive: limited.Alive) -> tuple[dict, dict[str, VolumeFigures], list[dict]]:
+        return (*share_contents.read(share, told["total"], told["free"], alive), leases.read_all(share, alive))
+
     try:
-        contents, figures = share_contents.read(share, told["total"], told["free"])
-        held = leases.read_all(share)
+        contents, figures, held = limited.within(timeout, read, f"share {told['src']}")
     except (errors.StorageError, OSError):
-        return [Sample(_SHARE + "up", labels, 0)]
+        return down
     samples = [Sample(_SHARE + "up", labels, 1), *_of_contents({**told, **contents}, labels), *_of_growth(figures.values(), told["free"], labels, now)]
     for volume, one in figures.items() if volumes else ():
         samples += _of_volume(one, (*labels, ("volume", volume)))

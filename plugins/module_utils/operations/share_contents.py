@@ -8,7 +8,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Iterable, NamedTuple
 
-from .. import errors, model
+from .. import errors, limited, model
+from ..limited import Alive
 from ..mounts import types
 from ..store.files import folders
 from ..store.files.directory import PRIVATE, ShareDirectory
@@ -50,9 +51,9 @@ class _Files(NamedTuple):
     allocated: int
 
 
-def of_share(share: model.Share, total: int, free: int) -> dict:
+def of_share(share: model.Share, total: int, free: int, alive: Alive = limited.heard_by_nobody) -> dict:
     """What ``share`` holds, as remotefs_share_info documents it: see :func:`read`."""
-    return read(share, total, free)[0]
+    return read(share, total, free, alive)[0]
 
 
 def unknown(why: str) -> dict:
@@ -60,17 +61,17 @@ def unknown(why: str) -> dict:
     return {**dict.fromkeys(KEYS), "contents_error": why}
 
 
-def read(share: model.Share, total: int, free: int) -> tuple[dict, dict[str, VolumeFigures]]:
+def read(share: model.Share, total: int, free: int, alive: Alive = limited.heard_by_nobody) -> tuple[dict, dict[str, VolumeFigures]]:
     """What ``share`` holds, as remotefs_share_info documents it, and figures of the volumes that have a record or an ``.info``. Sizes are bytes.
 
-    :param total: size of its file system. :param free: what users can still store there.
+    :param total: size of its file system. :param free: what users can still store there. :param alive: called whenever something was read.
     :raises StorageError, OSError: its directory cannot be read.
     """
     with ShareDirectory(share) as directory:
-        found, volumes = _read(directory)
+        found, volumes = _read(directory, alive)
         ours = {name for name in volumes if found.may_claim(name)}
         left = leftovers.find(directory, _garbage(volumes))
-        unknown = _unknown(directory, found, volumes, ours)
+        unknown = _unknown(directory, found, volumes, ours, alive)
         able = _abilities(directory)
         locks = _locks(directory)
     virtual = sum(one.size for one in volumes.values())
@@ -110,14 +111,20 @@ def _told(directory: ShareDirectory, found: Observed | errors.StorageError) -> V
 def find_leftovers(share: model.Share) -> list[Leftover]:
     """What killed tasks left on the share. :raises StorageError, OSError: it cannot be read."""
     with ShareDirectory(share) as directory:
-        _found, volumes = _read(directory)
+        _found, volumes = _read(directory, limited.heard_by_nobody)
         return leftovers.find(directory, _garbage(volumes))
 
 
-def _read(directory: ShareDirectory) -> tuple[listing.Listing, dict[str, VolumeFigures]]:
-    found: listing.Listing = listing.read_volumes(
-        directory, lambda _name, one: tuple(_told(directory, one)), listing.processors(), lambda size: (model.round_to_sector(size),)
-    )
+def _read(directory: ShareDirectory, alive: Alive) -> tuple[listing.Listing, dict[str, VolumeFigures]]:
+    def tell(_name: str, one: Observed | errors.StorageError) -> tuple:
+        alive()
+        return tuple(_told(directory, one))
+
+    def tell_unopened(size: int) -> tuple:
+        alive()
+        return (model.round_to_sector(size),)
+
+    found: listing.Listing = listing.read_volumes(directory, tell, listing.processors(), tell_unopened)
     return found, {name: VolumeFigures(*told) for name, told in found.descriptions.items()}
 
 
@@ -125,14 +132,19 @@ def _garbage(volumes: dict[str, VolumeFigures]) -> list[tuple[str, str]]:
     return [(name, file) for name, told in volumes.items() for file in told.garbage]
 
 
-def _unknown(directory: ShareDirectory, found: listing.Listing, volumes: dict[str, VolumeFigures], ours: set[str]) -> _Files:
+def _unknown(directory: ShareDirectory, found: listing.Listing, volumes: dict[str, VolumeFigures], ours: set[str], alive: Alive) -> _Files:
     """What no record, no ``.info`` and no other file names. A folder has a slash at its end."""
     known = found.members(ours)
     for name, told in volumes.items():
         chain = found.chains.get(name)
         known.update(chain.files[0 if name in ours else 1 :] if chain is not None else (), told.garbage, told.named)
     entries = [entry for entry in directory.root.read_entries() if entry.name not in _NOT_TOLD and entry.name not in known and not _is_info(entry.name, ours)]
-    return _files((entry.name + "/" * entry.is_dir(follow_symlinks=False), leftovers.allocated(directory.root, entry.name)) for entry in entries)
+
+    def size(name: str) -> int:
+        alive()
+        return leftovers.allocated(directory.root, name)
+
+    return _files((entry.name + "/" * entry.is_dir(follow_symlinks=False), size(entry.name)) for entry in entries)
 
 
 def _is_info(name: str, ours: set[str]) -> bool:

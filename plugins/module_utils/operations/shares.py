@@ -7,12 +7,14 @@ The failure of one share among many is not raised: it becomes part of that share
 """
 from __future__ import annotations
 
-from .. import errors, model
+from .. import errors, limited, model
 from ..mounts import applier, mount_warnings, observer, parameters, planner, probe, record, resolve, shares_file, tables, types
 from ..mounts import options as mount_options
 from ..mounts.steps import MountShare, Remount, Step, Unmount, WriteFstab
 from ..store.metadata import maintenance
 from . import share_marks
+
+_OF_SERVER = ("total", "free", "used", "writable", "maintenance")  # of a share that answers
 
 
 def ensure_all(params: dict, check_mode: bool = False) -> dict:
@@ -222,20 +224,19 @@ def _report(desired: planner.DesiredShare, steps: tuple[Step, ...], check_mode: 
 
 def _share_dict(src: str | None, path: str | None, fstype: str | None, opts: str = "", mounted: bool = False) -> dict:
     """A share as the modules return it. Sizes are bytes; they, ``writable`` and ``maintenance`` are None until :func:`_with_capacity` sets them."""
-    unknown = dict.fromkeys(("total", "free", "used", "writable", "maintenance"))
-    return {"src": src, "path": path, "fstype": fstype, "opts": opts, "mounted": mounted, **unknown}
+    return {"src": src, "path": path, "fstype": fstype, "opts": opts, "mounted": mounted, **dict.fromkeys(_OF_SERVER)}
 
 
 def _with_capacity(share: dict, path: str, deadline: probe.Deadline) -> dict:
-    room = probe.capacity(path, deadline.left, f"share {share['src']}")
-    share.update(total=room.total, free=room.free, used=room.used, writable=room.writable, maintenance=maintenance.is_marked(path))
+    room, marked = probe.bounded(lambda: (probe.room(path), maintenance.is_marked(path)), deadline.left, f"share {share['src']}")
+    share.update(total=room.total, free=room.free, used=room.used, writable=room.writable, maintenance=marked)
     return share
 
 
 def describe_all(names: list[str] | str | None, mount_base: str, fstab: str, timeout: float, contents: bool = False) -> list[dict]:
     """Describe the shares ``names`` (one or a list). None: each mounted share, which is each network file system, and each mount under ``mount_base``.
 
-    :param timeout: seconds for each share. :param contents: also the keys of :func:`share_contents.of_share`.
+    :param timeout: seconds that a share may be silent. :param contents: also the keys of :func:`share_contents.of_share`.
     :return: one dict per share: ``src``, ``path``, ``fstype``, ``opts`` (separated by commas), ``mounted``, ``total``, ``free`` and ``used`` (bytes),
         ``writable`` and ``maintenance``. A share that cannot be read has ``error_code`` and ``msg`` as well, and None for the unknown values.
     :raises StorageError: the names or the table of mounts cannot be read.
@@ -276,10 +277,14 @@ def _describe(name: str, mount_base: str, fstab: str, timeout: float, contents: 
         return share
     from . import share_contents  # late: it reads volumes
 
+    subject, room = f"share {share['src']}", (share["total"], share["free"])
     try:
-        return {**share, **share_contents.of_share(found, share["total"], share["free"])}
+        return {**share, **limited.within(timeout, lambda alive: share_contents.of_share(found, *room, alive), subject)}
     except (errors.StorageError, OSError) as error:  # such as of a user who may not read what lies there
-        return {**share, **share_contents.unknown(str(errors.as_storage_error(error, f"share {share['src']}")))}
+        known = errors.as_storage_error(error, subject)
+    if isinstance(known, errors.ShareNotMounted):  # its server died after it had told the capacity
+        return _with_error({**share, **dict.fromkeys(_OF_SERVER)}, known)
+    return {**share, **share_contents.unknown(str(known))}
 
 
 def _with_error(share: dict, error: Exception) -> dict:
