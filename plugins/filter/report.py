@@ -45,7 +45,7 @@ def report_data(shares: object, volumes: object = (), leases: object = (), polic
     shown_shares = [_part(one, _SHARE, "shares") for one in _list(shares, "shares")]
     found_volumes, failed = _opened(_list(volumes, "volumes"), "volumes")
     found_leases, failed_too = _opened(_list(leases, "leases"), "leases")
-    shown_volumes = [_volume(one) for one in found_volumes]
+    shown_volumes = [_volume(one) for one in _named(found_volumes, shown_shares)]
     shown_leases = [_part(one, _LEASE, "leases") for one in found_leases]
     _tell_environments(shown_leases, shown_volumes)
     lags = _lags(shown_volumes)
@@ -86,6 +86,13 @@ def _opened(given: Sequence[Mapping], key: str) -> tuple[list, list[dict]]:
         else:
             failed.append(_warning(BAD, one.get(one["ansible_loop_var"]), None, f"Its {key} cannot be read: {one.get('msg')}"))
     return found, failed
+
+
+def _named(volumes: Sequence[Mapping], shares: Sequence[Mapping]) -> list[Mapping]:
+    """Without files, links and folders that nobody on their share names. remotefs_volume_info tells them, because they may be volumes that nobody has
+    adopted yet. What nobody names is what remotefs_share_info tells as unknown, and nothing else."""
+    strange = {(where, name.rstrip("/")) for one in shares for where in (one["src"], one.get("path")) for name in one.get("unknown") or ()}
+    return [one for one in volumes if not {(one.get(key), one.get("name")) for key in ("share", "mountpoint")} & strange]
 
 
 def _part(one: Mapping, keys: Sequence[str], name: str) -> dict:

@@ -27,6 +27,8 @@ from .test_documents import play as play_book
 from .test_examples import play
 from .test_leases import hold, under
 from .test_refusals import MIB, Store
+from .test_return_detail import check
+from .test_share_contents import overlay
 
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "report"
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -102,6 +104,57 @@ def test_the_playbook_of_its_readme(family: Store, tmp_path: Path, ansible_envir
     book[0].update(gather_facts=False, become=False)
     play_book(book, tmp_path, ansible_environment)
     assert len(json.loads((tmp_path / "remotefs-report.json").read_text())["shares"]) == 2
+
+
+STRANGE = ["a b.iso", "lone", "my disk", "some.iso", "stray/"]
+
+
+def strange(store: Store) -> None:
+    """A volume with a record, one with only an ``.info``, and what nobody names."""
+    store.present("recorded", size=MIB)
+    (store.path / "volume-1").write_bytes(bytes(MIB))
+    overlay(store.path, "volume-1", "volume-1.aaa")
+    (store.path / "volume-1.info").write_text(json.dumps({"active": "volume-1.aaa", "aaa": "volume-1.aaa"}))
+    for name in STRANGE:
+        if name.endswith("/"):
+            (store.path / name).mkdir()
+        else:
+            (store.path / name).write_bytes(b"x" * 4096)
+
+
+@pytest.mark.slow
+def test_what_nobody_names_is_unknown_everywhere(store: Store, tmp_path: Path, ansible_environment: dict) -> None:
+    """The same names in the report, the figures, the info of the share and in housekeeping; and the other names are volumes in all of them."""
+    strange(store)
+    tasks = [
+        {"remotefs.storage.remotefs_share_info": {"share": "SHARE"}, "register": "info"},
+        check(f"info.shares[0].unknown == {STRANGE}", "info.shares[0].volumes == 2"),
+        {"ansible.builtin.include_role": {"name": "remotefs.storage.housekeeping"}, "vars": {"housekeeping_shares": ["SHARE"], "housekeeping_remove": True}},
+        check(f"housekeeping_result.unknown == {STRANGE}", "housekeeping_result.removed == []", "housekeeping_result.kept == []"),
+        role("SHARE", directory=tmp_path),
+        {"remotefs.storage.remotefs_metrics": {"share": "SHARE", "dest": str(tmp_path / "x.prom")}},
+    ]
+    play(tasks, store.path, tmp_path, ansible_environment)
+    told = json.loads((tmp_path / "remotefs-report.json").read_text())
+    assert told["shares"][0]["unknown"] == STRANGE
+    assert [one["name"] for one in told["volumes"]] == ["recorded", "volume-1"] and told["warnings"] == []
+    figures = (tmp_path / "x.prom").read_text()
+    assert f'remotefs_share_unknown{{share="{store.path}"}} {len(STRANGE)}\n' in figures and f'remotefs_share_volumes{{share="{store.path}"}} 2\n' in figures
+    assert set(re.findall(r'volume="([^"]*)"', figures)) == {"recorded", "volume-1"}
+    page, markdown = (tmp_path / "remotefs-report.html").read_text(), (tmp_path / "remotefs-report.md").read_text()
+    assert [one["name"] for one in parts(page)[1]["volumes"]] == ["recorded", "volume-1"] and "lone" not in markdown
+
+
+def test_unknown_names_count_on_their_own_share_only() -> None:
+    """Spelt by the source of the share or by its directory; what cannot be read is no volume either, if nobody names it."""
+    first = {"src": "nas1:/vols", "path": "/mnt/1", "total": 1, "free": 1, "unknown": ["x", "folder/"]}
+    second = {"src": "nas2:/vols", "path": "/mnt/2", "total": 1, "free": 1, "unknown": None}
+    volumes: list[dict] = [{"name": "x", "share": share, "snapshots": [], "chain": []} for share in ("nas1:/vols", "nas2:/vols")]
+    volumes += [{"name": "folder", "share": share, "error_code": "unsafe_image", "msg": "it is no file"} for share in ("nas1:/vols", "nas2:/vols")]
+    volumes.append({"name": "x", "share": "nas1:/vols/", "mountpoint": "/mnt/1", "snapshots": [], "chain": []})
+    told = report_data([first, second], volumes, [], None, "2026-06-30T00:00:00Z")
+    assert [(one["share"], one["name"]) for one in told["volumes"]] == [("nas2:/vols", "x"), ("nas2:/vols", "folder")]
+    assert [one["volume"] for one in told["warnings"]] == ["folder"]
 
 
 # -- in a browser ----------------------------------------------------------------------------------------------------
