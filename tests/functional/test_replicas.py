@@ -15,7 +15,7 @@ import pytest
 
 from ansible_collections.remotefs.storage.plugins.module_utils import errors
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import receiving
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import replicas, replication, snapshots
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import candidates, replicas, replication, snapshots
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.transaction import Outcome
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.up_to_date import ReplicaRequest
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot
@@ -315,6 +315,42 @@ def test_the_life_of_a_replica_in_check_mode(store: Store, backup: Store, verifi
         assert foretold.told["points"] == done.told["points"]  # type: ignore[index]
         assert not replicate(store, backup, VERIFY).changed
     alike(life, backup)
+
+
+@pytest.mark.parametrize("match", ["*", "s[02]", "none"])
+@pytest.mark.parametrize("desired", [{}, {"format": "qcow2", "description": "The first", "labels": {"a": "b"}}])
+def test_a_share_that_is_not_there_yet_is_taken_for_an_empty_one(store: Store, backup: Store, tmp_path: Path, match: str, desired: dict) -> None:
+    """Format, size, points, steps and bytes are foretold as for one that is there, and the warning names the share and what to do."""
+    lived(store, 19, **desired)
+    nowhere, warnings = tmp_path / "nowhere", []
+    there, before = replicate(store, backup, check=True, match=match), store.state()
+    options = store.options(check=True, assume=True, warn=warnings.append)
+    missing = ReplicaRequest(store.candidates, "vol", candidates.find_candidates(str(nowhere), "/var/lib/remotefs/mnt"), "vol", match)
+    foretold = replicas.replicate(missing, options)
+    assert (foretold.changed, foretold.actions, foretold.told) == (there.changed, there.actions, there.told) and foretold.changed == (match != "none")
+    if foretold.after is None:
+        assert there.after is None
+    else:
+        assert foretold.after["path"] == str(nowhere / Path(foretold.after["path"]).name)
+        for key in ("format", "base_format", "size", "snapshots", "chain", "description", "labels", "replica"):
+            assert foretold.after[key] == there.after[key] and foretold.after[key] is not None  # type: ignore[index]
+    told = f"share {nowhere} is not mounted or does not exist yet: check mode assumes that an earlier task sees to it."
+    assert warnings[0] == f"{told} If there is none, mount it, or create its directory, with remotefs_share"
+    assert store.state() == before and not nowhere.exists()
+    verified = replicas.verify(missing, store.options(check=True, assume=True))
+    assert (verified.changed, verified.actions) == (False, [])
+
+
+def test_later_items_meet_a_replica_that_is_foretold(store: Store, tmp_path: Path) -> None:
+    """A replica of it, on a further share that is not there yet either. And a source that is nowhere still has no size that anybody knows."""
+    lived(store, 19)
+    options = store.options(check=True, assume=True)
+    first, second = (candidates.find_candidates(str(tmp_path / name), "/var/lib/remotefs/mnt") for name in ("first", "second"))
+    one = replicas.replicate(ReplicaRequest(store.candidates, "vol", first, "vol"), options)
+    two = replicas.replicate(ReplicaRequest(first, "vol", second, "vol"), options)
+    assert two.changed and two.after is not None and two.after["path"].startswith(f"{tmp_path}/second/") and one.after is not None
+    other = replicas.replicate(ReplicaRequest(store.candidates, "other", first, "other"), options)
+    assert other.changed and other.after is not None and other.after["size"] is None
 
 
 def test_a_snapshot_that_is_read_is_not_deleted(store: Store, backup: Store, monkeypatch: pytest.MonkeyPatch) -> None:

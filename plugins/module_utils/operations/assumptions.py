@@ -39,7 +39,8 @@ def reachable_for_reading(candidates: Candidates, warn: Callable[[str], None]) -
     if not candidates.missing:
         return candidates
     sources = model.listed(share.source for share in candidates.missing)
-    warn(f"share {sources} is not mounted or does not exist yet: check mode assumes that an earlier task sees to it")
+    problem = f"share {sources} is not mounted or does not exist yet: check mode assumes that an earlier task sees to it"
+    warn(f"{problem}. If there is none, mount it, or create its directory, with remotefs_share")
     return Candidates(candidates.shares, tuple(error for error in candidates.unreadable if error not in candidates.excused))
 
 
@@ -53,7 +54,7 @@ def present(request: updating.VolumeRequest, options: Options) -> transaction.Ou
     known = _assumed(request.candidates, desired.name, options)
     if known is not None:
         share, volume = known
-        return _outcome(share, options, [planner.ensure_volume(volume, desired)], volume)
+        return assumed_outcome(share, options, [planner.ensure_volume(volume, desired)], volume)
     if not there.shares:
         if there.unreadable or not request.candidates.missing:
             return None
@@ -97,7 +98,7 @@ def _create(request: updating.VolumeRequest, share: model.Share, options: Option
         volume = plans[-1].after
     if desired.snapshot and volume is not None:
         plans.append(planner.create_snapshot(volume, DesiredSnapshot(desired.snapshot, created=model.now(), max_chain=request.max_chain)))
-    return _outcome(share, options, plans, None)
+    return assumed_outcome(share, options, plans, None)
 
 
 def _source(request: updating.VolumeRequest, options: Options) -> model.Volume:
@@ -186,7 +187,7 @@ def taken(request: snapshots.SnapshotRequest, options: Options) -> transaction.O
         return None
     share, volume = found
     plan = planner.create_snapshot(volume, request.desired._replace(created=request.desired.created or model.now()))
-    outcome = _outcome(share, options, [plan], volume)
+    outcome = assumed_outcome(share, options, [plan], volume)
     return outcome if request.keep is None else _judged(outcome, plan.after or volume, request.keep, request.desired.name)
 
 
@@ -196,7 +197,7 @@ def kept(candidates: Candidates, name: str, policy: Policy, options: Options) ->
     if found is None:
         return None
     share, volume = found
-    outcome = _outcome(share, options, [], volume)
+    outcome = assumed_outcome(share, options, [], volume)
     return _judged(replace(outcome, changed=True), volume, policy, None)
 
 
@@ -213,7 +214,7 @@ def reverted(candidates: Candidates, name: str, snapshot: str, discard_newer: bo
         return None
     share, volume = found[0], with_snapshot(found[1], snapshot, options)
     plan = planner.revert(volume, snapshot, discard_newer)
-    return replace(_outcome(share, options, [plan], volume), content=diffs.content_goes_back(plan, snapshot))
+    return replace(assumed_outcome(share, options, [plan], volume), content=diffs.content_goes_back(plan, snapshot))
 
 
 def deleted(candidates: Candidates, name: str, names: Sequence[str], options: Options) -> transaction.Outcome | None:
@@ -228,7 +229,7 @@ def deleted(candidates: Candidates, name: str, names: Sequence[str], options: Op
     from ..plan import merge
     from .snapshots import meant
 
-    return _outcome(share, options, [merge.delete_snapshots(volume, meant(volume, names), {})], volume)
+    return assumed_outcome(share, options, [merge.delete_snapshots(volume, meant(volume, names), {})], volume)
 
 
 # -- what is known and assumed -------------------------------------------------------------------------------------------------
@@ -257,7 +258,8 @@ def _known(candidates: Candidates, name: str, options: Options) -> model.Volume 
     return observed.volume if observed else None
 
 
-def _outcome(share: model.Share, options: Options, plans: Sequence[Plan], before: model.Volume | None) -> transaction.Outcome:
+def assumed_outcome(share: model.Share, options: Options, plans: Sequence[Plan], before: model.Volume | None) -> transaction.Outcome:
+    """What check mode says of plans for a volume of a share that is not there yet. Later parts of the task assume that they are carried out."""
     after = before
     for plan in plans:
         after = plan.after
@@ -287,7 +289,7 @@ def with_unknown_sizes(outcome: transaction.Outcome) -> transaction.Outcome:
 
 def told_of(share: model.Share, volume: model.Volume, options: Options) -> shapes.VolumeResult | None:
     """A volume that is assumed to be there, as modules return it. Later parts of the task assume it, too."""
-    return _outcome(share, options, [], volume).after
+    return assumed_outcome(share, options, [], volume).after
 
 
 def _result(volume: model.Volume, share: model.Share) -> shapes.VolumeResult:

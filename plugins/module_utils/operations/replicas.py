@@ -47,7 +47,7 @@ def verify(request: ReplicaRequest, options: Options) -> transaction.Outcome:
     """Compare all points that both sides have. Nothing is changed. :raises VerifyFailed: they differ."""
     foretold = _checked(request, options)
     if foretold is not None:
-        return replace(foretold, changed=False)
+        return replace(foretold, changed=False, actions=[], told=up_to_date.told_of(0))
     with workspace.Workspace(options) as work:
         return replication.Replication.locked(work, request).verify()
 
@@ -66,6 +66,10 @@ def _checked(request: ReplicaRequest, options: Options) -> transaction.Outcome |
         target.require_all()
         if source is not None or not target.shares:
             share = (target.shares or request.target.missing)[0]
+            if source is None:
+                from . import foretold_replicas
+
+                return foretold_replicas.to_missing_share(request, share, options)
             after = assumptions.told_of(share, assumptions.assumed_volume(request.name), options)
             return transaction.Outcome(request.name, True, [], [], None, after, told=up_to_date.told_of(0))
     request.target.require_all()
