@@ -104,7 +104,7 @@ EXAMPLES = r"""
   remotefs.storage.remotefs_snapshot:
     share: /srv/volumes
     volume: db01
-    name: "nightly-{{ '%Y-%m-%d' | strftime }}"
+    name: "nightly-{{ now(utc=true, fmt='%Y-%m-%d') }}"
     keep: {match: nightly-*, last: 7}
 
 - name: Send it to the second share, which keeps more of them

@@ -211,8 +211,8 @@ def test_a_file_out_of_last_tuesday(played: Played, store: Store, tmp_path: Path
     lacking = [program for program in ("qemu-storage-daemon", "sfdisk", "mke2fs", "debugfs") if shutil.which(program) is None]
     if lacking or not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip(f"needs {', '.join(lacking) or '/dev/fuse'}")
-    days = (time.localtime().tm_wday - 1 - 1) % 7 + 1
-    tuesday = time.strftime("%Y-%m-%d", time.localtime(time.time() - days * 86400))
+    days = (time.gmtime().tm_wday - 1 - 1) % 7 + 1
+    tuesday = time.strftime("%Y-%m-%d", time.gmtime(time.time() - days * 86400))
     assert time.strptime(tuesday, "%Y-%m-%d").tm_wday == 1
     store.present("db01", size=32 * MIB)
     for name, text in ((f"nightly-{tuesday}", "as it was\n"), ("nightly-2020-01-01", "later\n"), (None, "now\n")):
