@@ -145,6 +145,8 @@ options:
       - V(false) ends that. If this option is left out, nothing changes.
       - The mark is a file on the share, so it counts for the tasks of all hosts. It needs the share to be mounted, so it goes with
         O(state=mounted) and O(state=remounted), and with a plain directory.
+      - On a full share the mark takes room that the collection keeps for that. Where there is none left, the task fails with C(no_space). Taking the
+        mark away needs no room.
     type: bool
   shares:
     description:

@@ -21,7 +21,7 @@ import pytest
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.offline import making_room
 from ansible_collections.remotefs.storage.plugins.module_utils.errors import LockTimeout, NoEligibleShare, NoSpace
 from ansible_collections.remotefs.storage.plugins.module_utils.model import Share
-from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, snapshots, updating, volumes
+from ansible_collections.remotefs.storage.plugins.module_utils.operations import reading, shares, snapshots, updating, volumes
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.candidates import Candidates
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Options
 from ansible_collections.remotefs.storage.plugins.module_utils.plan.desired import DesiredSnapshot, DesiredVolume
@@ -29,7 +29,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.store import qcow
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files import ballast, packed_lines
 from ansible_collections.remotefs.storage.plugins.module_utils.store.files.directory import ShareDirectory
 from ansible_collections.remotefs.storage.plugins.module_utils.store.locks.lock import VolumeLock
-from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import records, share_abilities
+from ansible_collections.remotefs.storage.plugins.module_utils.store.metadata import maintenance, records, share_abilities
 from ansible_collections.remotefs.storage.plugins.module_utils.store.qcow2 import discarding
 
 MIB = 1 << 20
@@ -372,3 +372,39 @@ def test_a_lock_that_cannot_be_made_gets_room(directory: ShareDirectory, tmp_pat
             lock.verify()
     folder = directory.private("ballast")
     assert folder is not None and len(folder.names()) == (9 if there else 10)
+
+
+def marked(full: Full, wanted: bool | None) -> dict:
+    """What remotefs_share says of a share that is to be in maintenance or not."""
+    given = {"src": str(full.path), "path": None, "fstype": "directory", "type": None, "opts": None, "credentials": None, "state": "mounted"}
+    given.update(persist=False, fstab="/dev/null", attempts=1, timeout=60, mount_base="/nowhere", maintenance=wanted)
+    return shares.ensure(given)
+
+
+def test_a_full_share_goes_into_maintenance_and_out_of_it(full: Full) -> None:
+    """The mark may use the ballast, and taking it away needs no room. The share can be emptied afterwards."""
+    full.fill()
+    done = marked(full, True)
+    assert (done["changed"], done["failed"]) == (True, False), done
+    assert maintenance.is_marked(str(full.path)) and done["share"]["maintenance"] is True
+    assert not marked(full, True)["changed"]
+    with pytest.raises(NoEligibleShare, match="is in maintenance"):
+        volumes.ensure_present(updating.VolumeRequest(full.where, DesiredVolume("w", size=512)), Options(lock_timeout=5))
+    full.fill()
+    done = marked(full, False)
+    assert (done["changed"], done["failed"]) == (True, False) and not maintenance.is_marked(str(full.path))
+    assert marked(full, True)["changed"]
+    delete_the_empty_one(full)
+    remove_all(full)
+
+
+def test_where_not_even_the_mark_fits(older: Full) -> None:
+    """Without ballast, on a share that never had a mark: the message says what to do, and nothing is left."""
+    older.fill()
+    done = marked(older, True)
+    if done["failed"]:  # file systems differ in what an inode and a name need
+        assert done["error_code"] == "no_space" and "not even the mark of maintenance fits; remove something there" in done["msg"], done
+        assert not maintenance.is_marked(str(older.path)) and not list((older.path / ".remotefs" / "tmp").iterdir())
+        remove_all(older)
+        assert marked(older, True)["changed"]
+    assert marked(older, False)["changed"] and not maintenance.is_marked(str(older.path))

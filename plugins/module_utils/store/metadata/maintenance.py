@@ -8,6 +8,7 @@ The mark is a file, ``.remotefs/marks/maintenance``. That it exists is all it sa
 
 from __future__ import annotations
 
+from ... import errors
 from ..files import presence
 from ..files.directory import PRIVATE, ShareDirectory
 
@@ -21,12 +22,24 @@ def is_marked(path: str) -> bool:
 
 
 def mark(directory: ShareDirectory) -> None:
-    """Put the share into maintenance, durably. :raises StorageError: it cannot be written to."""
-    directory.write_record(_WRITER, directory.make_private(FOLDER), FILE, b"no new volumes are placed here\n")
+    """Put the share into maintenance, durably. On a full share the mark may use the ballast: it keeps new volumes away.
+
+    :raises NoSpace: not even the mark has room. :raises StorageError: it cannot be written to.
+    """
+    from ..files import ballast  # late: most tasks only ask for the mark
+
+    while True:
+        try:
+            directory.write_record(_WRITER, directory.make_private(FOLDER), FILE, b"no new volumes are placed here\n", last="ballast")
+            return
+        except errors.NoSpace as error:
+            if not ballast.release(directory):  # there may be no room for the folders
+                remedy = "remove something there, such as a snapshot, or leftovers with remotefs_housekeeping, and run the task again"
+                raise errors.NoSpace(f"share {directory.share.label}", "it is so full that not even the mark of maintenance fits", remedy) from error
 
 
 def clear(directory: ShareDirectory) -> None:
-    """End the maintenance, durably. :raises StorageError: the mark is a directory. :raises OSError: it cannot be removed."""
+    """End the maintenance, durably, which needs no room. :raises StorageError: the mark is a directory. :raises OSError: it cannot be removed."""
     folder = directory.private(FOLDER)
     if folder is not None:
         folder.remove(FILE)
