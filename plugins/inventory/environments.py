@@ -123,13 +123,14 @@ cache_timeout: 60
 import ipaddress
 import re
 import time
+from functools import partial
 
 from ansible.errors import AnsibleError, AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
 from ansible.utils.unsafe_proxy import wrap_var
 
 from ..module_utils import arguments, errors
-from ..module_utils.operations import environments
+from ..module_utils.operations import candidates, environments
 
 _ENDINGS = ("remotefs.yml", "remotefs.yaml")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}\Z")
@@ -195,7 +196,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             shares = arguments.shares_to_read(asked)
             if not shares:
                 raise AnsibleParserError(f"{self.NAME}: option share names no share; give a source such as nas1:/vols or a directory, or a list of them.")
-            found = [environments.read_workers(share, asked["environments"]) for share in shares]
+            found = [candidates.heard(share, partial(environments.read_workers, share, asked["environments"])) for share in shares]
         except AnsibleError:
             raise
         except Exception as error:

@@ -8,6 +8,7 @@ The documentation of these options is in doc_fragments/store.py; a test compares
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Callable, Sequence
 
 from . import errors, model
@@ -96,13 +97,13 @@ def read_volumes(
     """What ``shape`` makes of the volumes of all given shares, under these keys, as pieces of JSON.
 
     :param warn: takes a warning for each share that is not there yet, which counts as empty; None: such a share is an error.
-    :raises StorageError: one of the shares cannot be read.
+    :raises StorageError: one of the shares cannot be read, or its server stops answering meanwhile.
     """
-    from .operations import reading
+    from .operations import candidates, reading
 
     found: dict[str, list[str]] = {key: [] for key in keys}
     for share in shares_to_read(params, warn):
-        for told in reading.told_volumes(share, list(globs or ()), shape):
+        for told in candidates.heard(share, partial(reading.told_volumes, share, list(globs or ()), shape)):
             for key, piece in told.items():
                 found[key].append(piece)
     return found

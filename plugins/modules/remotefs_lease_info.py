@@ -13,6 +13,7 @@ version_added: 1.1.0
 description:
   - Returns the leases of shares. It takes no lock and changes nothing.
   - A lease that cannot be read comes back with C(name), C(error_code) and C(msg).
+  - A server of which nothing is heard for 30 seconds is given up, also in the middle of reading. The task fails with C(share_not_mounted).
 author:
   - remotefs.storage contributors (@remotefs)
 extends_documentation_fragment:
@@ -73,6 +74,7 @@ error_code:
 """
 
 import fnmatch
+from functools import partial
 
 from ..module_utils import arguments
 
@@ -81,9 +83,9 @@ def _read(params: dict, warn) -> dict:
     import json
 
     found, globs = arguments.shares_to_read(params, warn), params["names"] or []
-    from ..module_utils.operations import leases
+    from ..module_utils.operations import candidates, leases
 
-    every = [lease for share in found for lease in leases.read_all(share)]
+    every = [lease for share in found for lease in candidates.heard(share, partial(leases.read_all, share))]
     wanted = [one for one in every if not globs or any(fnmatch.fnmatchcase(one["name"], glob) for glob in globs)]
     return {"leases": [json.dumps(one) for one in wanted]}
 

@@ -14,6 +14,7 @@ description:
   - Reads the snapshots of one, some or all volumes of a share, without starting a program and without a lock that blocks others.
   - A volume that cannot be read comes under RV(volumes) with its error_code and msg; the task does not fail for it.
   - A share with thousands of files is read by as many processes as the host has processors, at most eight.
+  - A server of which nothing is heard for 30 seconds is given up, also in the middle of reading. The task fails with C(share_not_mounted).
 author:
   - remotefs.storage contributors (@remotefs)
 extends_documentation_fragment:

@@ -94,9 +94,17 @@ def fine(tmp_path: Path) -> list[Store]:
     return [with_two_snapshots(tmp_path / name) for name in ("fine1", "fine2")]
 
 
-def run(module: str, **parameters: object) -> dict:
-    """A module as Ansible runs it: whoever reads its output waits until nobody has that open any more."""
-    argv = [sys.executable, "-m", f"ansible_collections.remotefs.storage.plugins.modules.{module}"]
+UTILS = "ansible_collections.remotefs.storage.plugins.module_utils"
+
+
+def run(module: str, patience: float = 30, **parameters: object) -> dict:
+    """A module as Ansible runs it: whoever reads its output waits until nobody has that open any more.
+
+    :param patience: seconds that a share may be silent for modules that have no option for it.
+    """
+    program = f"import runpy; from {UTILS}.mounts import resolve; resolve.PATIENCE = {patience}; "
+    program += f"runpy.run_module('ansible_collections.remotefs.storage.plugins.modules.{module}', run_name='__main__')"
+    argv = [sys.executable, "-c", program]
     given = json.dumps({"ANSIBLE_MODULE_ARGS": {"mount_base": "/nowhere", **parameters}})
     done = subprocess.run(argv, input=given, capture_output=True, text=True, timeout=2 * LONG, check=False)
     assert not done.stderr, done.stderr
@@ -188,6 +196,63 @@ def test_a_large_share_is_read_by_more_copies(hanging: Hanging, fine: list[Store
     hanging.go_on()
     wait_until_nobody_reads(hanging.path)
     assert ups(LONG) == [1, 1]
+
+
+READERS = {
+    "remotefs_volume_info": ([stage for stage in STAGES if stage not in OF_LEASES], "volumes"),
+    "remotefs_snapshot_info": (["the header of an image"], "snapshots"),
+    "remotefs_lease_info": (OF_LEASES, "leases"),
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("module", "stage"), [(module, stage) for module, (stages, _key) in READERS.items() for stage in stages])
+def test_readers_without_the_option_give_up_too(hanging: Hanging, module: str, stage: str) -> None:
+    """They fail, as where the server tells no capacity. What they return for a share that answers came through the copy whole."""
+    key = READERS[module][1]
+    before = run(module, share=str(hanging.path))[key]
+    assert len(before) == {"volumes": 2, "snapshots": 2, "leases": 1}[key] and not [one for one in before if "error_code" in one]
+    hanging.stop_at(*STAGES[stage])
+    found = run(module, patience=SILENT, share=str(hanging.path))
+    assert hanging.has_stopped and found["failed"] and found["error_code"] == "share_not_mounted" and "does not answer within" in found["msg"]
+    hanging.go_on()
+    assert [one["name"] for one in run(module, share=str(hanging.path))[key]] == [one["name"] for one in before]
+    wait_until_nobody_reads(hanging.path)
+
+
+PATIENT_INVENTORY = f"""
+import sys
+from ansible.cli.inventory import InventoryCLI, main
+real = InventoryCLI._play_prereqs
+def prepare(*given):
+    from {UTILS}.mounts import resolve
+    resolve.PATIENCE = {SILENT}
+    return real(*given)
+InventoryCLI._play_prereqs = prepare
+main(sys.argv)
+"""
+
+
+@pytest.mark.root
+def test_the_inventory_gives_up_too(hanging: Hanging, tmp_path: Path, ansible_environment: dict) -> None:
+    source = tmp_path / "ci.remotefs.yml"
+    source.write_text(json.dumps({"plugin": "remotefs.storage.environments", "share": str(hanging.path), "mount_base": "/nowhere"}))
+    program = tmp_path / "inventory.py"  # Ansible must have its loader before anything of a collection is imported
+    program.write_text(PATIENT_INVENTORY)
+    argv = [sys.executable, str(program), "-i", str(source), "--list"]
+    env = {**ansible_environment, "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true"}
+
+    def listed() -> subprocess.CompletedProcess:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=2 * LONG, check=False, env=env)
+
+    first = listed()
+    assert first.returncode == 0, first.stderr
+    hanging.stop_at(*STAGES["a lease"])
+    done = listed()
+    assert hanging.has_stopped and done.returncode and "does not answer within" in " ".join(done.stderr.split()), done.stderr
+    hanging.go_on()
+    assert listed().returncode == 0
+    wait_until_nobody_reads(hanging.path)
 
 
 # -- the copy that reads ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Callable, ContextManager, Iterable, NamedTuple
+from typing import Callable, ContextManager, Iterable, NamedTuple, TypeVar
 
 from .. import errors, model
 from ..mounts import resolve, tables
@@ -15,6 +15,7 @@ from ..store.metadata import records
 from ..store.volumes import chains
 
 Opened = Callable[[model.Share], ShareDirectory]
+Found = TypeVar("Found")
 
 
 class Candidates(NamedTuple):
@@ -99,6 +100,18 @@ def find_candidates(names: Iterable[str] | str | None, mount_base: str, fstab: s
         if share.path not in [known.path for known in shares]:
             shares.append(share)
     return Candidates(tuple(shares), tuple(unreadable), tuple(missing), tuple(excused))
+
+
+def heard(share: model.Share, read: Callable[[Callable[[], None]], Found]) -> Found:
+    """What ``read`` returns of a share. It gets a function to call whenever something was read. A server of which nothing is heard for too long is given up.
+
+    :raises ShareNotMounted: it was given up. :raises StorageError, OSError: as ``read``.
+    """
+    if share.local:
+        return read(lambda: None)
+    from .. import limited  # late: as above
+
+    return limited.within(resolve.PATIENCE, read, f"share {share.label}")
 
 
 def locate(candidates: Candidates, name: str, opened: Opened | None = None) -> model.Share | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
-from typing import NamedTuple, Sequence
+from typing import Callable, NamedTuple, Sequence
 
 from .. import errors, model
 from ..lease import Lease
@@ -31,15 +31,16 @@ class Found(NamedTuple):
     problems: list[str]
 
 
-def read_workers(share: model.Share, globs: Sequence[str] = ()) -> Found:
+def read_workers(share: model.Share, globs: Sequence[str] = (), alive: Callable[[], None] = lambda: None) -> Found:
     """The workers of environments, by environment and index. :param globs: for the names of environments; none means all.
 
-    :raises StorageError, OSError: the share itself cannot be read.
+    :param alive: called whenever something was read. :raises StorageError, OSError: the share itself cannot be read.
     """
     found = Found([], [])
     with ShareDirectory(share) as directory:
         recorded = frozenset(small_files.names(directory, "volumes", records.file_name("")))  # a lease may list thousands of names, of which most are not there
         for name in leases.names(directory):
+            alive()
             if globs and not any(fnmatchcase(name, glob) for glob in globs):
                 continue
             try:
@@ -48,15 +49,16 @@ def read_workers(share: model.Share, globs: Sequence[str] = ()) -> Found:
                 found.problems.append(f"share {share.label}: {error}")
                 continue
             if lease is not None:  # otherwise it was released meanwhile
-                found.workers.extend(_workers_of(directory, lease, recorded, found.problems))
+                found.workers.extend(_workers_of(directory, lease, recorded, found.problems, alive))
     return found
 
 
-def _workers_of(directory: ShareDirectory, lease: Lease, recorded: frozenset[str], problems: list[str]) -> list[dict]:
+def _workers_of(directory: ShareDirectory, lease: Lease, recorded: frozenset[str], problems: list[str], alive: Callable[[], None]) -> list[dict]:
     workers = []
     for name in dict.fromkeys(lease.volumes):
         if name not in recorded:
             continue
+        alive()
         try:
             record = records.read(directory, name)
             if record is None or record.lease != lease.id or WORKER not in record.labels:

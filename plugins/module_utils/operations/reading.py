@@ -34,8 +34,11 @@ def list_volumes(share: model.Share, patterns: list[str]) -> list[dict]:
     return [json.loads(text[""]) for text in texts]
 
 
-def told_volumes(share: model.Share, patterns: list[str], shape: Shape) -> list[dict[str, str]]:
-    """What ``shape`` makes of each of these volumes, as lists in JSON without their brackets; empty lists are left out."""
+def told_volumes(share: model.Share, patterns: list[str], shape: Shape, alive: Callable[[], None] = lambda: None) -> list[dict[str, str]]:
+    """What ``shape`` makes of each of these volumes, as lists in JSON without their brackets; empty lists are left out.
+
+    :param alive: called whenever something was read.
+    """
 
     names = frozenset(patterns)  # most are plain names, of which there can be as many as there are volumes
     globs = [pattern for pattern in names if not _OF_GLOBS.isdisjoint(pattern)]
@@ -44,6 +47,7 @@ def told_volumes(share: model.Share, patterns: list[str], shape: Shape) -> list[
         return name not in names and not any(fnmatchcase(name, glob) for glob in globs)
 
     def tell(name: str, found: chains.Observed | errors.StorageError) -> dict[str, str]:
+        alive()
         if patterns and skip(name):
             return {}
         if isinstance(found, chains.Observed) and found.lone:
@@ -58,7 +62,7 @@ def told_volumes(share: model.Share, patterns: list[str], shape: Shape) -> list[
     with ShareDirectory(share) as directory:
         found: listing.Listing[dict[str, str]] = listing.read_volumes(directory, tell, listing.processors(), skip=skip if patterns else None)
         if any(found.descriptions.values()):
-            for name, resting in _dependents(directory, found).items():
+            for name, resting in _dependents(directory, found, alive).items():
                 found.descriptions[name] = {key: _completed(text, resting) for key, text in found.descriptions[name].items()}
     return [found.descriptions[name] for name in sorted(found.descriptions) if found.descriptions[name]]
 
@@ -88,9 +92,9 @@ def _pending(directory: ShareDirectory, name: str) -> dict | None:
     return report.pending(record.intent) if record is not None else None
 
 
-def _dependents(directory: ShareDirectory, found: listing.Listing) -> dict[str, tuple[tuple[str, str], ...]]:
+def _dependents(directory: ShareDirectory, found: listing.Listing, alive: Callable[[], None]) -> dict[str, tuple[tuple[str, str], ...]]:
     """What rests on which of the volumes in the result. It is known only once all files of the share were read."""
-    backings = dependents.scan(directory, found.known_backings(), found.listed)
+    backings = dependents.scan(directory, found.known_backings(), found.listed, alive)
     told = ((name, chain.files, chain.own) for name, chain in found.chains.items() if found.descriptions[name])
     shared = ((name, files, own) for name, files, own in told if not backings.only_within(files[:own]))
     pairs = ((name, ownership.dependents_on(directory, files[:own], files, backings)) for name, files, own in shared)

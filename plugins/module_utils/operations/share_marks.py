@@ -4,8 +4,10 @@
 """What a task marks on a share itself, once it is mounted: whether it is in maintenance."""
 from __future__ import annotations
 
+from functools import partial
+
 from .. import errors
-from ..mounts import planner, resolve, steps
+from ..mounts import planner, probe, resolve, steps
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import maintenance
 
@@ -26,7 +28,7 @@ def bring(params: dict, desired: planner.DesiredShare, changes: bool, check_mode
     if desired.state not in planner.KEPT:
         return ()
     wanted = params["maintenance"]
-    found = False if check_mode and changes else maintenance.is_marked(desired.path)
+    found = not (check_mode and changes) and probe.bounded(partial(maintenance.is_marked, desired.path), params["timeout"], f"share {desired.name}")
     diff["before"]["maintenance"], diff["after"]["maintenance"] = found, wanted
     if found == wanted:
         return ()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from . import resolving
 
 
+Known = Mapping[str, "str | None"]  # file → backing file, or None where it has none
+Alive = Callable[[], None]
 # The first bytes of files that can name other files. No other file has to be parsed. A test compares this with :mod:`foreign`.
 MAGICS = frozenset((b"QFI\xfb", b"QED\0", b"KDMV", b"COWD", b"cone", b"vhdx", b"OOOM", b"MOOO"))
 _QCOW2 = b"QFI\xfb"  # a relative name in such a file counts from the file's own folder only
@@ -238,22 +240,23 @@ def names_in(fd: int) -> tuple[str, ...]:
     return foreign.names_in(fd)
 
 
-def scan(directory: ShareDirectory, known: Mapping[str, str | None] | None = None, listed: Listing | None = None) -> Backings:
+def scan(directory: ShareDirectory, known: Known | None = None, listed: Listing | None = None, alive: Alive = lambda: None) -> Backings:
     """Find out which files rest on which in the share's directory. Files that cannot be read are put into ``unread``.
 
     :param known: file → backing file, of files that the caller has just read. Their headers are not read again.
-    :param listed: the listing of the directory, if the caller has just made one.
+    :param listed: the listing of the directory, if the caller has just made one. :param alive: called for each other file.
     """
     listed = listed or listing(directory)
     found = Backings(known)
     search = Search(directory, listed)
-    search_root(directory, search, listed, found, known or {})
+    search_root(directory, search, listed, found, known or {}, alive)
     return found
 
 
-def search_root(directory: ShareDirectory, search: Search, listed: Listing, found: Backings, known: Mapping[str, str | None]) -> None:
-    """Record in ``found`` what the files and links of the share's directory rest on, except the ``known`` ones."""
+def search_root(directory: ShareDirectory, search: Search, listed: Listing, found: Backings, known: Known, alive: Alive = lambda: None) -> None:
+    """Record in ``found`` what the files and links of the share's directory rest on, except the ``known`` ones. :param alive: called for each."""
     for file in listed.files.difference(known):
+        alive()
         record_backings(found, file, search.of_file, file)
     for link in listed.links:
         record_backings(found, link, search.of_link, directory.root.fd, link, "")
