@@ -10,14 +10,14 @@ of its source longer. As long as nothing is written to the overlay, the snapshot
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Iterable, NamedTuple
+from typing import Iterable, Iterator, NamedTuple
 
 from .. import errors, model, pace
 from ..plan import clones
 from ..store import qcow2
 from ..store.files.directory import ShareDirectory
-from ..store.volumes import chains, listing
-from . import candidates, leftovers, snapshots
+from ..store.volumes import chains
+from . import candidates, leftovers, share_parts, snapshots
 from .options import Options
 
 _PREFIX = clones.snapshot_for("")
@@ -53,32 +53,29 @@ def drop_all(shares: Iterable[model.Share], options: Options) -> dict:
 
 def drop(share: model.Share, options: Options) -> Dropped:
     """Drop the empty overlays of all volumes of a share, within the time of the options."""
-    done: list[Overlay] = []
+    return Dropped(*share_parts.kept(share, _drop_each(share, options)))
+
+
+def _drop_each(share: model.Share, options: Options) -> Iterator[Overlay]:
     time = pace.Pace(f"share {share.label}", timeout=options.timeout)
-    try:
-        for found in _find(share):
-            time.require_time()
-            done.append(found._replace(why=_drop(share, found, replace(options, lock_timeout=0, timeout=time.left()))))
-    except (errors.StorageError, OSError) as error:
-        return Dropped(tuple(done), errors.as_storage_error(error, f"share {share.label}"))
-    return Dropped(tuple(done))
+    for found in _find(share):
+        time.require_time()
+        yield found._replace(why=_drop(share, found, replace(options, lock_timeout=0, timeout=time.left())))
 
 
 def _find(share: model.Share) -> list[Overlay]:
     """Those that seem to be so. They are looked at again under the lock of their volume."""
     with ShareDirectory(share) as directory:
-        found: listing.Listing[tuple] = listing.read_volumes(directory, lambda _name, one: _spare(one), listing.processors(), lambda _size: ())
-        spare = [(name, *told) for name, every in found.descriptions.items() if found.may_claim(name) for told in every]
-        spare = [one for one in spare if _clone_of(one[1]) not in found.descriptions and _is_empty(directory, one[2])]
+        told = share_parts.told(directory, _spare)
+        spare = [(name, *one) for name, every in told.items() for one in every]
+        spare = [one for one in spare if _clone_of(one[1]) not in told and _is_empty(directory, one[2])]
         return sorted(Overlay(name, snapshot, size) for name, snapshot, _file, size in spare)
 
 
-def _spare(found: chains.Observed | errors.StorageError) -> tuple[tuple[str, str, int], ...]:
+def _spare(found: chains.Observed) -> list[tuple[str, str, int]]:
     """Of snapshots that may have been taken for a clone: name, overlay, and bytes of that on the disk."""
-    if isinstance(found, errors.StorageError):
-        return ()
     volume = found.volume
-    return tuple((one.name, one.file, volume.image(one.file).allocated) for one in volume.snapshots if _may_go(volume, one))
+    return [(one.name, one.file, volume.image(one.file).allocated) for one in volume.snapshots if _may_go(volume, one)]
 
 
 def _may_go(volume: model.Volume, snapshot: model.Snapshot) -> bool:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import ExitStack
-from typing import Iterable, NamedTuple
+from typing import Iterable, Iterator, NamedTuple
 
 from .. import errors, model
 from ..pace import Pace
 from ..store.files import equal_blocks
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import share_abilities
-from ..store.volumes import listing
 from ..store.volumes.chains import Observed
+from . import share_parts
 from .options import Options
 
 _MOST_FILES = 512  # that are open at a time; those of a larger share are taken in groups
@@ -47,36 +47,41 @@ def share(one: model.Share, options: Options) -> Shared:
     """Let the images of all volumes of a share have equal blocks in common. An active raw image without holes is left out: somebody may have
     allocated it in advance, so that its writes always find room.
     """
-    shared, subject = 0, f"share {one.label}"
-    try:
-        with ShareDirectory(one) as directory:
-            if share_abilities.read(directory).get(share_abilities.REFLINK) is False:
-                return Shared(0, "its file system shares no blocks")
-            files, pace = _images(directory), Pace(subject, options.speed, options.timeout)
-            for start in range(0, len(files), _MOST_FILES):
-                with ExitStack() as stack:
-                    opened = [fd for name, is_active_raw in files[start : start + _MOST_FILES] for fd in _opened(directory, stack, name, is_active_raw)]
-                    for count in equal_blocks.share(opened, pace.moved, options.check):
-                        shared += count
-    except equal_blocks.NotPossible as error:
-        return Shared(shared, f"its file system shares no blocks ({error})")
-    except (errors.StorageError, OSError) as error:
-        failure = errors.as_storage_error(error, subject)
-        return Shared(shared, str(failure), failure)
-    return Shared(shared)
+    parts, failure = share_parts.kept(one, _share(one, options))
+    why = next((part.why for part in parts if part.why), str(failure) if failure is not None else "")
+    return Shared(sum(part.bytes for part in parts), why, failure)
+
+
+def _share(one: model.Share, options: Options) -> Iterator[Shared]:
+    with ShareDirectory(one) as directory:
+        if share_abilities.read(directory).get(share_abilities.REFLINK) is False:
+            yield Shared(0, "its file system shares no blocks")
+            return
+        files, pace = _images(directory), Pace(f"share {one.label}", options.speed, options.timeout)
+        for start in range(0, len(files), _MOST_FILES):
+            with ExitStack() as stack:
+                opened = [fd for name, is_active_raw in files[start : start + _MOST_FILES] for fd in _opened(directory, stack, name, is_active_raw)]
+                count = 0
+                try:
+                    for shared in equal_blocks.share(opened, pace.moved, options.check):
+                        count += shared
+                except equal_blocks.NotPossible as error:
+                    yield Shared(count, f"its file system shares no blocks ({error})")
+                    return
+                except (errors.StorageError, OSError):
+                    yield Shared(count)
+                    raise
+                yield Shared(count)
 
 
 def _images(directory: ShareDirectory) -> list[tuple[str, bool]]:
     """The files of all volumes that can be read, each with whether it is an active raw image."""
-    found: listing.Listing[tuple] = listing.read_volumes(directory, lambda _name, one: _files(one), listing.processors(), lambda _size: ())
-    return sorted({tuple(told) for name, files in found.descriptions.items() if found.may_claim(name) for told in files})
+    return sorted({one for files in share_parts.told(directory, _files).values() for one in files})
 
 
-def _files(found: Observed | errors.StorageError) -> tuple:
-    if isinstance(found, errors.StorageError):
-        return ()
+def _files(found: Observed) -> list[tuple[str, bool]]:
     active = found.volume.active
-    return tuple((image.file, image is active and image.format == "raw") for image in found.volume.own)
+    return [(image.file, image is active and image.format == "raw") for image in found.volume.own]
 
 
 def _opened(directory: ShareDirectory, stack: ExitStack, name: str, is_active_raw: bool) -> list[int]:

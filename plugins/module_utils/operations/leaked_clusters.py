@@ -10,7 +10,7 @@ has open stays as it is.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Iterable, NamedTuple
+from typing import Iterable, Iterator, NamedTuple
 
 from .. import errors, model, pace
 from ..plan import plan as plans
@@ -19,8 +19,8 @@ from ..store import qcow2
 from ..store.files.directory import ShareDirectory
 from ..store.metadata import points
 from ..store.qcow2 import clusters
-from ..store.volumes import chains, listing
-from . import leftovers, transaction, updating, workspace
+from ..store.volumes import chains
+from . import leftovers, share_parts, transaction, updating, workspace
 from .options import Options
 
 _PENDING = "a killed task on its volume is to be ended first; the next task that changes the volume does that"
@@ -60,30 +60,28 @@ def free_all(shares: Iterable[model.Share], options: Options) -> dict:
 
 def free(share: model.Share, options: Options) -> Freed:
     """Give back the leaked clusters of all volumes of a share, within the time of the options."""
-    done: list[Image] = []
+    return Freed(*share_parts.kept(share, _free(share, options)))
+
+
+def _free(share: model.Share, options: Options) -> Iterator[Image]:
     time = pace.Pace(f"share {share.label}", timeout=options.timeout)
-    try:
-        for volume in _suspects(share, time):
-            done += _of_volume(share, volume, replace(options, lock_timeout=0, timeout=time.left()))
-    except (errors.StorageError, OSError) as error:
-        return Freed(tuple(done), errors.as_storage_error(error, f"share {share.label}"))
-    return Freed(tuple(done))
+    for volume in _suspects(share, time):
+        yield from _of_volume(share, volume, replace(options, lock_timeout=0, timeout=time.left()))
 
 
 def _suspects(share: model.Share, time: pace.Pace) -> list[str]:
     """Volumes with an image that seems to have leaks, or of which that cannot be known. A machine that writes to it makes it seem so, too."""
+    suspects = []
     with ShareDirectory(share) as directory:
-        found: listing.Listing[tuple] = listing.read_volumes(directory, lambda _name, one: _qcow2_files(one), listing.processors(), lambda _size: ())
-        suspects = []
-        for name, files in sorted(found.descriptions.items()):
+        for name, files in share_parts.told(directory, _qcow2_files).items():
             time.require_time()
-            if found.may_claim(name) and any(_seems_to_leak(directory, file) for file in files):
+            if any(_seems_to_leak(directory, file) for file in files):
                 suspects.append(name)
     return suspects
 
 
-def _qcow2_files(found: chains.Observed | errors.StorageError) -> tuple:
-    return () if isinstance(found, errors.StorageError) else tuple(image.file for image in found.volume.own if image.format == "qcow2")
+def _qcow2_files(found: chains.Observed) -> list[str]:
+    return [image.file for image in found.volume.own if image.format == "qcow2"]
 
 
 def _seems_to_leak(directory: ShareDirectory, file: str) -> bool:
