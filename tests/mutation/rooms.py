@@ -41,6 +41,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "operations/lease_holding.py": LEASED,
     "operations/leaked_clusters.py": (LEAKS,),
     "operations/empty_overlays.py": ("tests/functional/test_empty_overlays.py",),
+    "operations/share_parts.py": ("tests/functional/test_share_parts.py",),
     "store/metadata/leases.py": ("tests/unit/store/test_records.py", *LEASED),
     "store/qcow2/leaks.py": (LEAKS,),
     "images/iso9660.py": (SEEDS,),
