@@ -154,7 +154,7 @@ def functional(work: Work, core: str) -> None:
     if not work.fast:
         machine.try_to_have("acl=setfacl", "nfs-common=mount.nfs", "cifs-utils=mount.cifs", "glusterfs-client=mount.glusterfs", "sshfs=sshfs",
                             "e2fsprogs=mkfs.ext4", "xfsprogs=mkfs.xfs", "btrfs-progs=mkfs.btrfs", "genisoimage=isoinfo",
-                            "qemu-system-common=qemu-storage-daemon", "fuse3=fusermount3", "fdisk=sfdisk")
+                            "qemu-system-common=qemu-storage-daemon", "fuse3=fusermount3", "fdisk=sfdisk", "openssh-sftp-server=/usr/lib/openssh/sftp-server")
     if core == machine.best_core():
         machine.axe()  # where tests/functional/browser.py looks for it
         if not work.fast:
@@ -641,17 +641,41 @@ def real_guests(work: Work) -> None:
         work.pytest(bin, "tests/live/test_domain_network.py", env={"LIVE_GUEST": str(places["guest"])})
 
 
+@stage
+def systemd(work: Work) -> None:
+    """The roles export, share and collector on a real Debian with systemd and firewalld, which boots once more in between; part of `nightly`"""
+    bin = machine.core_venv(machine.best_core())
+    older = machine.core_venv("2.19")  # for the Python of the guest
+    programs = ("firewalld", "nfs-kernel-server", "nfs-common", "samba", "smbclient", "cifs-utils", "xfsprogs", "qemu-utils", "python3-apt")
+    with guest_places(work, *programs) as places:
+        key, reach = f"{places['run_dir']}.key", work.scratch / "reach.json"
+        env = guest_environment(work, tree.link_tree(work.scratch / "linked"), bin)
+        variables = [word for name, place in {**places, "key": key, "reach": reach}.items() for word in ("-e", f"{name}={place}")]
+        book = ("ansible-playbook", "-i", "localhost,", "tests/integration/playbooks/systemd_host.yml", *variables)
+        work.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+        work.run(*book, bin=bin, env=env)
+        try:
+            (modules,) = (older.parent / "lib").glob("python3.*/site-packages")
+            found = {"SYSTEMD_HOST": str(reach), "SYSTEMD_KEY": key, "SYSTEMD_ANSIBLE": str(modules)}
+            work.pytest(bin, "-n", "0", "--timeout=3600", "tests/export/test_systemd.py", env=found)
+        finally:
+            work.run(*book, "-e", "state=absent", bin=bin, env=env)
+
+
 @contextmanager
-def guest_places(work: Work) -> Iterator[dict[str, Path]]:
-    """A directory with a real guest, one for volumes and one for machines, whose sockets must have short names. :raises NotPossible: no guest can be made."""
+def guest_places(work: Work, *programs: str) -> Iterator[dict[str, Path]]:
+    """A directory with a real guest, one for volumes and one for machines, whose sockets must have short names.
+
+    :param programs: packages that the guest has besides. :raises NotPossible: no guest can be made.
+    """
     machine.need_root()
     machine.need_qemu()
     machine.need_debian("a guest is made of")
     machine.need("mmdebstrap=mmdebstrap", "e2fsprogs=mke2fs", "qemu-system-x86=qemu-system-x86_64", "openssh-client=ssh-keygen")
-    place, share = machine.BUILD / "debian-guest", work.scratch / "share"
-    if subprocess.run(["tests/lab/debian-guest", place], stdin=subprocess.DEVNULL, check=False).returncode != 0:
+    place, share = machine.BUILD / ("debian-server" if programs else "debian-guest"), work.scratch / "share"
+    if subprocess.run(["tests/lab/debian-guest", place, *programs], stdin=subprocess.DEVNULL, check=False).returncode != 0:
         raise machine.NotPossible("no guest could be made of Debian's packages (the log says why)")
-    share.mkdir()
+    share.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="rfs-", dir="/tmp", ignore_cleanup_errors=True) as short:
         yield {"guest": place, "share": share, "run_dir": Path(short, "run")}
 

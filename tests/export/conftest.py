@@ -31,11 +31,19 @@ class Nas:
 
     def run(self, command: str, check: bool = True, text: str | None = None) -> str:
         """What a shell on the host says."""
-        options = ["-F", "none", "-p", os.environ["LAB_NAS_PORT"], "-i", os.environ["LAB_NAS_KEY"], "-o", "BatchMode=yes",
-                   "-o", f"UserKnownHostsFile={os.environ['LAB_NAS_KNOWN_HOSTS']}"]
-        done = subprocess.run(["ssh", *options, f"root@{self.address}", command], input=text or "", capture_output=True, text=True, check=False)
+        done = subprocess.run([*self._ssh(), command], input=text or "", capture_output=True, text=True, check=False)
         assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout + ("" if check else done.stderr)
+
+    def send(self, file: Path, command: str) -> None:
+        """Let a shell on the host read a file of this machine."""
+        with file.open("rb") as stream:
+            subprocess.run([*self._ssh(), command], stdin=stream, check=True, capture_output=True)
+
+    def _ssh(self) -> list[str]:
+        options = ["-F", "none", "-p", os.environ["LAB_NAS_PORT"], "-i", os.environ["LAB_NAS_KEY"], "-o", "BatchMode=yes",
+                   "-o", f"UserKnownHostsFile={os.environ['LAB_NAS_KNOWN_HOSTS']}"]
+        return ["ssh", *options, f"root@{self.address}"]
 
     def play(self, tasks: list, *options: str, fails: str = "", inventory: object = None) -> str:
         """What ansible-playbook says. :param fails: what it must complain of; without it, it must succeed."""

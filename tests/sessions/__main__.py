@@ -22,7 +22,8 @@ def main(what: str, *words: str) -> None:
         else:
             answer = [str(machine.nox_venv() / "nox")]
     except stages.UnknownStage as wrong:
-        print(f"scripts/test: there is no stage '{wrong}'; the stages are: fast all nightly newqemu ceph container mutation {' '.join(stages.names())}", file=sys.stderr)
+        known = f"fast all nightly newqemu ceph container systemd mutation {' '.join(stages.names())}"
+        print(f"scripts/test: there is no stage '{wrong}'; the stages are: {known}", file=sys.stderr)
         sys.exit(2)
     except machine.NotPossible as lacking:
         print(f"scripts/test: not possible here: {lacking}", file=sys.stderr)

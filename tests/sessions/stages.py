@@ -57,6 +57,7 @@ NIGHTLY = (
     Stage("nightly", minutes=NIGHTLY_MINUTES),
     Stage("ceph", minutes=NEWER_MINUTES),
     Stage("container", minutes=NEWER_MINUTES),
+    Stage("systemd", minutes=NEWER_MINUTES),
     Stage("newqemu", minutes=NEWER_MINUTES),
     Stage("mutation", minutes=MUTATION_MINUTES),
 )

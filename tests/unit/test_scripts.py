@@ -72,11 +72,11 @@ def items(*words: str) -> list[str]:
 
 def test_words_stand_for_runs() -> None:
     assert items("unit") == ["unit:2.21", "unit:2.19", "unit:2.17"] and items("sanity") == ["sanity:2.21", "sanity:2.19"]
-    assert items("unit:2.17", "nightly", "ruff") == ["unit:2.17", "nightly", "ceph", "container", "newqemu", "mutation", "sanity:2.19", "ruff"]
+    assert items("unit:2.17", "nightly", "ruff") == ["unit:2.17", "nightly", "ceph", "container", "systemd", "newqemu", "mutation", "sanity:2.19", "ruff"]
     assert items("mutation") == ["mutation"]
     assert items("fast") == ["ruff+fast", "unit:2.19+fast", "functional:2.19+fast", "property+fast", "integration:2.19+fast"]
     assert items() == items("all") == [item for item in items(*stages.names()) if item != "sanity:2.19"]
-    assert not {"nightly", "ceph", "container", "newqemu", "mutation"} & set(items())
+    assert not {"nightly", "ceph", "container", "systemd", "newqemu", "mutation"} & set(items())
     assert [(run.session, run.words, run.title) for run in stages.runs(["unit:2.21+fast", "docs"], "2.19")] == [
         ("unit(2.21)", "fast", "unit, ansible-core 2.21"), ("docs", "", "docs")]
     assert {run.lane for run in stages.runs([], "2.21")} == {stages.FIRST, stages.BESIDE, stages.ALONE}
@@ -88,7 +88,7 @@ def test_a_word_that_is_no_stage_is_refused(word: str, tmp_path: Path) -> None:
     with pytest.raises(stages.UnknownStage):
         stages.runs([word], "2.21")
     told = run("test", "ruff", word, cwd=tmp_path)
-    assert told.returncode == 2 and "the stages are: fast all nightly newqemu ceph container mutation ruff unit" in told.stderr and not told.stdout
+    assert told.returncode == 2 and "the stages are: fast all nightly newqemu ceph container systemd mutation ruff unit" in told.stderr and not told.stdout
 
 
 def test_stages_are_listed(tmp_path: Path) -> None:
