@@ -26,6 +26,7 @@ from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt imp
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.connection import RUNNING, Refused
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.virsh import SpokenDomain
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.live.agent import Agent, AgentError
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse
 from ansible_collections.remotefs.storage.plugins.module_utils.operations.options import Task
 
 from . import instants
@@ -81,8 +82,7 @@ class DomainCase(Operation):
             self._await_guardian()
         if aftermath != "as it is" and self._is_there() and live.guest is not None and live.guest.alive:
             live.guest.kill()
-        if not (self._is_there() and live.guest is not None and live.guest.alive):
-            self.require_invariant()
+        is_lagging = not (self._is_there() and live.guest is not None and live.guest.alive) and self._is_lagging()
         started_on = ""
         if aftermath == "restarted":
             if self._is_there():
@@ -91,7 +91,12 @@ class DomainCase(Operation):
             else:
                 started_on = os.path.basename(live.info()["path"])
                 guest = live.run(transient=True)
-            guest.scribble(20, 2)
+            if is_lagging:
+                with pytest.raises(InUse, match="the domain has run since on what may be incomplete"):
+                    live.take("after")
+                guest.kill()
+            else:
+                guest.scribble(20, 2)
         if self.operation == "grow" and live.info()["size"] > len(live.data):
             live.data += bytes(MIB)
         done = live.take("after")
@@ -105,6 +110,18 @@ class DomainCase(Operation):
         live.require_nothing_left()
         if self._is_there() and live.libvirtd("dominfo", live.name).count("Persistent:     yes"):
             assert live.defined()[0] == os.path.basename(live.info()["path"])
+
+    def _is_lagging(self) -> bool:
+        """A file below the active image may show a merge before QEMU has written all of it, if QEMU dies in that instant: libvirt ends merges by itself.
+        All that was merged is there still, and the next task merges it again. Otherwise the active image shows all that the guest has flushed."""
+        try:
+            self.require_invariant()
+        except AssertionError:
+            pending = self.live.info()["pending"]
+            if self.victim in ("module", "group") or not pending or pending["operation"] != "delete_snapshot":
+                raise
+            return True
+        return False
 
     def _await_guardian(self) -> None:
         """A guest that the task has suspended goes on, if its guardian lives."""

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable
@@ -12,14 +14,15 @@ from unittest import mock
 
 import pytest
 
+from ansible_collections.remotefs.storage.plugins.module_utils.apply import merges
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt import virsh
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.domain import VolumeDomain
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.guardian import Guardian
 from ansible_collections.remotefs.storage.plugins.module_utils.apply.libvirt.virsh import Spoken, SpokenDomain
-from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, NeedsRecovery, StorageError
+from ansible_collections.remotefs.storage.plugins.module_utils.errors import InUse, NeedsRecovery, StorageError, ToolFailed
 
 from . import instants
-from .guest import SIZE, digest_of
+from .guest import CLUSTER, SIZE, digest, digest_of
 from .libvirtd import LiveDomain
 from .test_domain_kills import DomainCase, libvirt_watched
 
@@ -58,6 +61,58 @@ def test_a_domain_that_is_found_ends_what_one_that_was_named_began(make_domain: 
     live.points["after"] = digest_of(live.data)
     live.require_right()
     assert live.defined() == ["v.after", "qcow2"]
+
+
+@pytest.mark.parametrize("operation", ["oldest", "middle"])
+def test_a_merge_that_qemu_did_not_outlive(make_domain: Callable[..., LiveDomain], operation: str) -> None:
+    """QEMU died after it had changed the header above, and before the image below had its tables. Here a program does the first half. A domain that was
+    started on that shows older data. Nothing is removed, and when it is off, the merge is done again."""
+    case = killed(make_domain, operation, "persistent", "before commit", "both")
+    live = case.live
+    above, below = {"oldest": ("v.b", "v"), "middle": ("v.c", "v.a")}[operation]
+    subprocess.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", below, str(live.path / above)], check=True)
+    assert digest(live.info()["path"], "qcow2") != digest_of(live.data)
+    while live.guest is not None and live.guest.alive:  # libvirt has not noticed yet
+        time.sleep(0.05)
+    guest = live.run(define=False)
+    guest.write(5 * CLUSTER, CLUSTER, 77)  # whole clusters: QEMU would fill others with the older data
+    before = live.tree()
+    for check in (True, False):
+        with pytest.raises(InUse, match="QEMU ended while .* was merged, and the domain has run since on what may be incomplete"):
+            live.take("after", check=check)
+    assert live.tree() == before
+    guest.kill()
+    assert live.take("after").changed
+    live.forget(*case.gone)
+    live.points["after"] = digest_of(live.data)
+    live.require_right()
+    live.require_nothing_left()
+
+
+def test_a_merge_of_which_not_all_was_written(make_domain: Callable[..., LiveDomain], monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt says that it has ended well, as after a full disk. Nothing is removed. The next task looks at it again."""
+    live = make_domain("qcow2")
+    for number, name in enumerate("ab"):
+        live.scribble(number)
+        live.snapshot(name, attachment=None)
+    live.run()
+    held = merges.require_held
+
+    def lacking(*_of: object) -> None:
+        raise ToolFailed("v", "QEMU has not written all of the merge to it", "look")
+
+    monkeypatch.setattr(merges, "require_held", lacking)
+    with pytest.raises(ToolFailed, match="not written all of the merge"):
+        live.delete("a")
+    assert (live.path / "v.a").exists() and live.info()["pending"]["operation"] == "delete_snapshot"
+    with pytest.raises(InUse, match="what may be incomplete"):
+        live.take("after")
+    monkeypatch.setattr(merges, "require_held", held)
+    assert live.take("after").changed
+    live.forget("a")
+    live.points["after"] = digest_of(live.data)
+    live.require_right()
+    live.require_nothing_left()
 
 
 @pytest.mark.parametrize("what", ["after suspend", "after pivot"])

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from contextlib import ExitStack
+from typing import NamedTuple, Sequence
 
 from .. import errors, model
 from ..plan.plan import CREATE_SNAPSHOT, Plan
@@ -59,6 +60,25 @@ def require_settled_image(directory: ShareDirectory, file: str, fd: int) -> None
             "its reference counts are out of date since a machine died (lazy refcounts), and a merge into it would overwrite data",
             "stop the machine, repair the file with qemu-img check -r all, and run the task again",
         )
+
+
+def require_held(directory: ShareDirectory, target: str, layers: Sequence[str], raw: str | None = None, is_above: bool = False) -> None:
+    """Check that a qcow2 image has a place for all that was merged into it. QEMU keeps tables in memory, and a merge has ended before they are on
+    the disk.
+
+    :param layers: the qcow2 images whose data it got, the upper ones first. :param raw: a raw one beneath them. :param is_above: the target rests on them.
+    :raises ToolFailed: it has not.
+    """
+    with ExitStack() as stack:
+        fds = {file: stack.enter_context(directory.root.opened(file)) for file in (target, *layers, *([raw] if raw else ()))}
+        try:
+            qcow2.require_held(fds[target], [fds[layer] for layer in layers], fds[raw] if raw else None, is_above)
+        except qcow2.Qcow2Error as error:
+            raise errors.ToolFailed(
+                directory.root.subject(target),
+                f"QEMU has not written all of the merge to it ({error})",
+                "look at the share's storage and at QEMU's log, and run the task again",
+            ) from error
 
 
 class Write(NamedTuple):

@@ -265,17 +265,42 @@ class LibvirtEngine(machine_engine.MachineEngine):
             )
 
     def _require_flushed(self, resumption: Resumption, machine: VolumeDomain, disk: definition.Disk) -> None:
-        """libvirt ends a merge by itself. What it wrote is certain to be on the disk once the task has synced it, or while the host runs on.
+        """libvirt ends a merge by itself, and QEMU shows it before its tables are on the disk. They are when the task has looked at them. Other data is
+        certain to be there once the task has synced it, or while the host runs on.
 
-        :raises InUse: the host was started anew in between, and the domain runs on what a merge has left.
+        :raises InUse: the domain runs on what a merge has left that QEMU or the host did not outlive.
         """
         then, seen = resumption.attachment, [machine.file_of(image.path, resumption.images) for image in disk.images]
         merged = [file for file in resumption.images if file not in seen]
-        if then is not None and then.boot and then.boot != _boot() and merged and resumption.plan.operation != CREATE_SNAPSHOT:
+        if not merged or resumption.plan.operation == CREATE_SNAPSHOT:
+            return
+        why = "the host was started anew" if then is not None and then.boot and then.boot != _boot() else ""
+        try:
+            self._require_tables(machine.volume, resumption.images, [file for file in seen if file is not None])
+        except errors.ToolFailed:
+            why = why or "QEMU ended"
+        if why:
             machine.refuse(
-                f"the host was started anew while {model.listed(merged)} was merged, and the domain has run since on what may be incomplete",
+                f"{why} while {model.listed(merged)} was merged, and the domain has run since on what may be incomplete",
                 "shut it off, and run the task again, which merges it again; then look whether what the guest has written since is right",
             )
+
+    def _require_tables(self, volume: model.Volume, files: Sequence[str], seen: Sequence[str]) -> None:
+        """Check that images under the active one hold what was merged into them. An active one was flushed before the guest could use it, and may
+        have lost some to the guest's discards.
+
+        :param files: of the interrupted plan, active first. :param seen: those of the domain. :raises ToolFailed: one does not.
+        """
+        formats = {image.file: image.format for image in volume.chain}
+        layers: list[str] = []
+        for position, file in enumerate(files):
+            if file not in seen:
+                layers.append(file)
+                continue
+            there = [layer for layer in layers if self._directory.root.status(layer) is not None]
+            if there and len(layers) < position and formats.get(file) == "qcow2":
+                merges.require_held(self._directory, file, there)
+            layers = []
 
     def _require_nobody(self, volume: model.Volume, files: Iterable[str]) -> None:
         """There is no domain of that name, or it does not have the volume.

@@ -3,9 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Work on a domain that runs, by libvirt's own verbs. libvirt changes the running domain and its definition together.
 
-A merge of libvirt's ends by itself, so nothing can be made durable before the header shows it. What can be lost by that is said in
-docs/live.md. The newest snapshot goes while the domain is suspended for a moment: then the old and the new active image show the same
-while ``.info`` is written, and the guest writes to neither.
+A merge of libvirt's ends by itself, so nothing can be made durable before the header shows it. If QEMU dies in that instant, the volume shows
+older data until a task has merged it again (docs/live.md). Nothing is removed before the tables show that all was written.
+
+The newest snapshot goes while the domain is suspended for a moment: then the old and the new active image show the same while ``.info`` is
+written, and the guest writes to neither.
 """
 
 from __future__ import annotations
@@ -169,6 +171,8 @@ class RunningSession(machine_session.MachineSession):
                     self.machine.subject, problem, "look at QEMU's log (a full share, an image that somebody reads), and run the task again"
                 )
             self._sync(into)
+            if self.machine.volume.image(into).format == "qcow2":
+                merges.require_held(self._directory, into, [file for file in files if file is not None])
             self._require_header(child, into)
 
     def _start(self, target: str, top: str | None, base: str) -> None:

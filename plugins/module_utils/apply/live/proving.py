@@ -10,12 +10,11 @@ little that is left, and then reads the tables from the file.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Sequence
 
-from ... import errors, model
-from ...store import qcow2
+from ... import model
 from ...store.files.directory import ShareDirectory
+from .. import merges
 from .machine import Machine
 
 
@@ -45,18 +44,7 @@ class Merged:
         waiting.sync_file(fd)
         flush(self._machine, node)
         if self._target.format == "qcow2":
-            self._require_tables(fd)
+            raw = next((image.file for image in self._layers if image.format == "raw"), None)
+            upper = [image.file for image in self._layers if image.format != "raw"]
+            merges.require_held(self._directory, self._target.file, upper, raw, self._is_above)
         waiting.sync_file(fd)
-
-    def _require_tables(self, fd: int) -> None:
-        with ExitStack() as stack:
-            opened = {image: stack.enter_context(self._directory.root.opened(image.file)) for image in self._layers}
-            raw = next((opened[image] for image in self._layers if image.format == "raw"), None)
-            try:
-                qcow2.require_held(fd, [opened[image] for image in self._layers if image.format != "raw"], raw, self._is_above)
-            except qcow2.Qcow2Error as error:
-                raise errors.ToolFailed(
-                    self._directory.root.subject(self._target.file),
-                    f"QEMU has not written all of the merge to it ({error})",
-                    "look at the share's storage and at QEMU's log, and run the task again",
-                ) from error
