@@ -63,10 +63,10 @@ def _check_of(shape: Any) -> Callable[[object], bool]:
     """What tells whether a value that was read from JSON has a shape. It is made once: the graph of a long chain has thousands of values."""
     if isinstance(shape, list):
         one = _check_of(shape[0])
-        return lambda value: type(value) is list and all(map(one, value))
+        return lambda value: isinstance(value, list) and all(map(one, value))
     if isinstance(shape, dict):
         return _check_of_keys(shape)
-    return lambda value: type(value) is shape
+    return lambda value: value.__class__ is shape  # a bool is an int, too, and not the one that is meant
 
 
 def _check_of_keys(shape: dict[str, Any]) -> Callable[[object], bool]:
@@ -74,10 +74,10 @@ def _check_of_keys(shape: dict[str, Any]) -> Callable[[object], bool]:
     others = [(key.rstrip("?"), key.endswith("?"), _check_of(inner)) for key, inner in shape.items() if (key, inner) not in plain]
 
     def holds(value: object) -> bool:
-        if type(value) is not dict:
+        if not isinstance(value, dict):
             return False
         for key, kind in plain:
-            if type(value.get(key)) is not kind:
+            if value.get(key).__class__ is not kind:
                 return False
         for key, may_lack, inner in others:
             if not (inner(value[key]) if key in value else may_lack):
