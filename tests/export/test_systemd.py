@@ -213,4 +213,4 @@ def test_the_collector_runs_as_a_service(host: Nas, tmp_path: Path) -> None:
     assert {"gone", "stays"} & set(host.run("ls /srv/volumes").split()) == {"stays"} and "failed=0" in host.run("journalctl --no-pager -u remotefs-collector")
     gone = [{"ansible.builtin.include_role": {"name": "remotefs.storage.collector"}, "vars": {"collector_state": "absent"}}]
     assert changes(host.play(gone)) >= 2 and changes(host.play(gone)) == 0
-    assert host.run("systemctl list-unit-files 'remotefs*' --no-legend") == "" and host.run("ls /etc/remotefs* 2>/dev/null || true") == ""
+    assert host.run("systemctl list-unit-files 'remotefs*' --no-legend") == "" and host.run("ls /etc/remotefs-* 2>/dev/null || true") == ""
